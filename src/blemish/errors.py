@@ -1,0 +1,56 @@
+"""What Blemish raises when something can't be done.
+
+    BlemishError
+    ├── ConfigError      an option, a preset or a name that does not exist or does not fit
+    ├── DatasetError     a folder or manifest that is not what was expected
+    ├── ImageError       a picture or mask that can't be read or used
+    ├── ShapeError       an array of the wrong shape, type or range
+    ├── MetricError      scores, maps and masks that can't be evaluated together
+    └── ArtifactError    a saved detector that can't be read or written
+
+Each message is one sentence or two: what failed, with the value and where; what was expected;
+what to type next. The command line prints the message alone and exits with status 2.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class BlemishError(Exception):
+    """The parent of everything Blemish raises on purpose."""
+
+
+class ConfigError(BlemishError):
+    """An option, a preset or a name that does not exist or does not fit."""
+
+
+class DatasetError(BlemishError):
+    """A folder or manifest that is not what was expected."""
+
+
+class ImageError(BlemishError):
+    """A picture or mask that can't be read or used."""
+
+
+class ShapeError(BlemishError):
+    """An array of the wrong shape, type or range."""
+
+
+class MetricError(BlemishError):
+    """Scores, maps and masks that can't be evaluated together."""
+
+
+class ArtifactError(BlemishError):
+    """A saved detector that can't be read or written."""
+
+
+def not_among(what: str, name: str, known: Iterable[str]) -> str:
+    """The sentence for a name that does not exist, with the nearest one that does.
+
+    >>> not_among("model", "reelnet", ["invad", "realnet"])
+    'no model named "reelnet". Did you mean "realnet"? Known: invad, realnet.'
+    """
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    guess = f' Did you mean "{near[0]}"?' if near else ""
+    return f'no {what} named "{name}".{guess} Known: {", ".join(known) or "none"}.'

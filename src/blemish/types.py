@@ -1,0 +1,242 @@
+"""The few types that every part of Blemish speaks: samples, batches, predictions, calibrations.
+
+Axis letters here and everywhere: `B` batch, `N` images, `C` channels, `H W` pixels, `h w` feature
+grid, `V` views, `K` regions, `D` embedding width, `M` memory entries. Sizes are (height, width).
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
+
+from blemish.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Array = TypeVar("Array")
+Split = Literal["train", "validation", "test"]
+Verdict = Literal["good", "review", "defective"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One picture of a dataset and what is known about it."""
+
+    path: Path
+    """The picture's file."""
+    category: str
+    """The kind of part it shows."""
+    split: Split
+    """What the picture may be used for."""
+    is_anomalous: bool | None
+    """Whether the part is defective; None when nobody has said."""
+    defect: str = ""
+    """The kind of defect, as the dataset names it; empty for good and unlabelled pictures."""
+    masks: tuple[Path, ...] = ()
+    """Pictures whose non-zero pixels are defective; several are united; none when unknown."""
+    part: str = ""
+    """What joins the views of one part; empty when each picture is a part of its own."""
+    view: str = ""
+    """Which view of the part this is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A picture that could not be used, and why, in one sentence."""
+
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Pictures that were read and brought to one size, with the samples they came from."""
+
+    images: "np.ndarray[Any, np.dtype[np.float32]]"
+    """(B, 3, H, W) float32 RGB in [0, 1]."""
+    samples: Sequence[Sample]
+    """B samples, in the order of `images`."""
+
+
+class Prediction(NamedTuple, Generic[Array]):
+    """What a detector says of a batch: where, and how much. Raw: higher = more abnormal.
+
+    Tensors when it comes from a detector's `forward`, NumPy arrays when it comes from a predictor.
+    """
+
+    anomaly_map: Array
+    """(B, H, W) float32, at the size of the images given."""
+    image_score: Array
+    """(B,) float32."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How often a good part may be stopped. It is a choice of the business, not of the model."""
+
+    max_false_reject: float = 0.01
+    """Share of good parts that may be called defective, at most."""
+    max_review: float | None = None
+    """Share of good parts that may be stopped at all, rejected or sent to a person, at most.
+    It opens a grey zone below the threshold; none when not given."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.max_false_reject < 1:
+            raise ConfigError(
+                f"--max-false-reject is {self.max_false_reject}; expected a share between 0 and 1, "
+                "for example 0.005 for at most 5 good parts in 1000."
+            )
+        if self.max_review is not None and not self.max_false_reject < self.max_review < 1:
+            raise ConfigError(
+                f"--max-review is {self.max_review}; expected a share between --max-false-reject "
+                f"({self.max_false_reject}) and 1: it counts the rejected parts too."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Threshold:
+    """A score above which a part is stopped, and what can be promised for it."""
+
+    value: float
+    """A part is stopped when its score is greater than this."""
+    asked: float
+    """The rate of stopped good parts that was asked for."""
+    promised: float
+    """The rate that the number of good pictures allows to promise."""
+    good_pictures: int
+    """How many good pictures, held out of training, it rests on."""
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether what was asked for can be promised."""
+        return self.promised <= self.asked
+
+    def sentence(self) -> str:
+        """The promise in words.
+
+        >>> Calibration(tuple(range(99)), (0.0,)).threshold(0.01).sentence()
+        'At most 1 in 100 good parts is expected above 98, from 99 good pictures held out of training.'
+        """
+        one_in = f"{_rate(self.promised)} good parts is expected above {self.value:.6g}"
+        if self.is_kept:
+            return f"At most {one_in}, from {self.good_pictures} good pictures held out of training."
+        return (
+            f"Too few good pictures to promise {_rate(self.asked)}: {self.good_pictures} held out of training "
+            f"promise at most {one_in}; {good_pictures_for(self.asked)} would do."
+        )
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a trained detector says of good pictures that it has not learned from.
+
+    The pictures themselves are kept as their scores, so that another rate can be asked for later
+    without training again.
+    """
+
+    image_scores: tuple[float, ...]
+    """Image scores of the held-out good pictures, sorted ascending."""
+    map_maxima: tuple[float, ...]
+    """Maxima of their anomaly maps, sorted ascending."""
+
+    def threshold(self, max_false_reject: float) -> Threshold:
+        """The split-conformal threshold on the image score.
+
+        With n held-out good scores and k = ceil((n + 1)(1 - rate)), the k-th smallest is exceeded by
+        a new good part with probability at most `max_false_reject`, on average over the choice of
+        the held-out pictures and as long as they are like the parts to come. When n is too small
+        (k > n) the largest score is used, which promises 1 / (n + 1).
+
+        Source: arXiv 2107.07511, section 1 (split conformal prediction).
+        """
+        return _conformal(self.image_scores, max_false_reject)
+
+    def pixel_threshold(self, max_false_reject: float) -> float:
+        """The value that the whole map of a good part stays below, with the same promise."""
+        return _conformal(self.map_maxima, max_false_reject).value
+
+    @cached_property
+    def middle(self) -> float:
+        """The median score of good parts."""
+        return self.image_scores[len(self.image_scores) // 2]
+
+
+def good_pictures_for(max_false_reject: float) -> int:
+    """The least number of held-out good pictures that can promise `max_false_reject`.
+
+    >>> good_pictures_for(0.01), good_pictures_for(0.005)
+    (99, 199)
+    """
+    return math.ceil(1 / max_false_reject - 1e-9) - 1
+
+
+def pool(calibrations: Iterable[Calibration]) -> Calibration:
+    """The calibration of all categories together, for a picture whose category is not known."""
+    parts = list(calibrations)
+    return Calibration(
+        tuple(sorted(score for part in parts for score in part.image_scores)),
+        tuple(sorted(maximum for part in parts for maximum in part.map_maxima)),
+    )
+
+
+@dataclass(frozen=True)
+class Decider:
+    """Turns scores into verdicts: a calibration and the policy chosen for it."""
+
+    calibration: Calibration
+    policy: Policy
+
+    @cached_property
+    def reject(self) -> Threshold:
+        """Above it a part is called defective."""
+        return self.calibration.threshold(self.policy.max_false_reject)
+
+    @cached_property
+    def review(self) -> Threshold | None:
+        """Above it, and not above `reject`, a part is sent to a person; None without a grey zone."""
+        rate = self.policy.max_review
+        return None if rate is None else self.calibration.threshold(rate)
+
+    @cached_property
+    def pixel(self) -> float:
+        """Map values above it belong to a predicted region."""
+        return self.calibration.pixel_threshold(self.policy.max_false_reject)
+
+    def verdict(self, image_score: float) -> Verdict:
+        """What to do with a part of that score; a score that is not a number is never good."""
+        if not image_score <= self.reject.value:
+            return "defective"
+        return "review" if self.review is not None and image_score > self.review.value else "good"
+
+    def normalised(self, image_score: float) -> float:
+        """The score as a number between 0 and 1 with 0.5 at the threshold.
+
+        Strictly increasing, so that it never makes two different scores equal as clipping would:
+        0.5 + 0.5 z / (1 + |z|) with z the distance to the threshold, counted in distances from the
+        median good score to the threshold.
+        """
+        threshold = self.reject.value
+        scale = threshold - self.calibration.middle
+        if not scale > 0:
+            scale = max(abs(threshold), 1.0) * 1e-3
+        z = (image_score - threshold) / scale
+        return 0.5 + 0.5 * z / (1 + abs(z))
+
+
+def _conformal(good_scores: Sequence[float], rate: float) -> Threshold:
+    n = len(good_scores)
+    # Rounded so that 99 pictures keep the promise of 0.01 in spite of binary fractions.
+    k = math.ceil(round((n + 1) * (1 - rate), 9))
+    return Threshold(
+        value=float(good_scores[min(k, n) - 1]),
+        asked=rate,
+        promised=rate if k <= n else 1 / (n + 1),
+        good_pictures=n,
+    )
+
+
+def _rate(share: float) -> str:
+    return f"1 in {1 / share:.4g}" if share < 0.5 else f"{share:.0%} of"
