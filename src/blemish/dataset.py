@@ -12,8 +12,9 @@ A dataset layout is one file in `datasets/`. It is a module with
 
 import hashlib
 import os
+import re
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -26,6 +27,25 @@ import numpy as np
 from blemish import images, registry
 from blemish.errors import ConfigError, DatasetError, ImageError, ShapeError, not_among
 from blemish.types import Batch, Failure, Sample, Split
+
+# fmt: off
+GOOD_WORDS = frozenset({
+    "good", "ok", "okay", "normal", "nominal", "pass", "passed", "accept", "accepted", "clean", "healthy",
+    "no_defect", "non_defective", "defect_free",
+})
+"""Names of folders of good pictures and labels of good parts, as `word` writes them."""
+
+BAD_WORDS = frozenset({
+    "bad", "ng", "ko", "nok", "not_ok", "not_good", "ungood", "defect", "defects", "defective", "abnormal",
+    "anomaly", "anomalies", "anomalous", "fail", "failed", "faulty", "reject", "rejected",
+})
+"""The same for defective parts whose kind of defect is not said."""
+# fmt: on
+
+MASK_FOLDERS = frozenset({"mask", "masks", "ground_truth", "gt"})
+"""Names of folders that hold masks and never pictures, in lower case."""
+
+_MASK_ENDING = re.compile("_(mask|gt|label)$", re.IGNORECASE)
 
 
 class Layout(Protocol):
@@ -174,6 +194,55 @@ def read_mask(sample: Sample, size: tuple[int, int]) -> images.Bools | None:
     if sample.masks:
         return images.read_mask(sample.masks, images.read_size(sample.path), size)
     return np.zeros(size, bool) if sample.is_anomalous is False else None
+
+
+def word(name: str) -> str:
+    """The name of a folder or label as the tables of words write it.
+
+    >>> word("Not OK")
+    'not_ok'
+    """
+    return name.strip().lower().replace("-", "_").replace(" ", "_")
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """The folders directly in `folder`, sorted by name, without hidden ones; none if it is not a folder."""
+    try:
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise DatasetError(f"{folder} can't be opened ({error.strerror}); expected a folder to read.") from error
+    return [folder / name for name in sorted(names)]
+
+
+def category_folders(root: Path, is_category: Callable[[Path], bool]) -> dict[str, Path]:
+    """The folders of the categories in `root`, by name: `root` itself if it is one, else those directly in it."""
+    folders = [root] if is_category(root) else [folder for folder in subfolders(root) if is_category(folder)]
+    return {folder.resolve().name if folder == root else folder.name: folder for folder in folders}
+
+
+def masks_in(folder: Path) -> dict[str, tuple[Path, ...]]:
+    """The masks in `folder` by the stem of their picture; empty if there is no such folder.
+
+    A mask has the stem of its picture, or that and `_mask`, `_GT` or `_label`, or lies in a folder
+    that has it for a name. Order and suffix never matter.
+    """
+    if not folder.is_dir():
+        return {}
+    files = images.list_pictures(folder)
+    found = _by_stem(files, lambda path: path.stem)
+    named = _by_stem(files, lambda path: _MASK_ENDING.sub("", path.stem))
+    inside = {subfolder.name: tuple(images.list_pictures(subfolder)) for subfolder in subfolders(folder)}
+    return inside | named | found
+
+
+def _by_stem(files: Iterable[Path], stem: Callable[[Path], str]) -> dict[str, tuple[Path, ...]]:
+    found: dict[str, tuple[Path, ...]] = {}
+    for path in files:
+        found[stem(path)] = (*found.get(stem(path), ()), path)
+    return found
 
 
 def _recognise(layout: str, root: Path) -> tuple[Layout, list[str]]:

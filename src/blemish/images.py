@@ -66,12 +66,14 @@ class Preprocessing:
 
 def is_picture(path: Path) -> bool:
     """Whether the file's name is that of a picture (any case; hidden files are not)."""
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    return _is_picture(path.name)
 
 
 def list_pictures(folder: Path) -> list[Path]:
     """The pictures directly in `folder`, sorted by name."""
-    return sorted(path for path in folder.iterdir() if is_picture(path) and path.is_file())
+    with os.scandir(folder) as entries:  # tells files from folders without asking for each
+        names = [entry.name for entry in entries if _is_picture(entry.name) and not entry.is_dir()]
+    return [folder / name for name in sorted(names)]
 
 
 def read(path: str | os.PathLike[str]) -> Picture:
@@ -285,6 +287,10 @@ def encode_png(picture: NDArray[np.uint8]) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, format="PNG")
     return buffer.getvalue()
+
+
+def _is_picture(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")  # noqa: PTH122 (speed)
 
 
 def _is_deep(opened: Image.Image) -> bool:

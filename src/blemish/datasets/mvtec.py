@@ -1,0 +1,88 @@
+"""MVTec AD and its relatives: train/good, test/good, test/<defect>, ground_truth/<defect>.
+
+    <root>/<category>/                            or <root>/ being the category's own folder
+    ├─ train/good/*.png
+    ├─ test/good/*.png
+    ├─ test/<defect>/*.png
+    └─ ground_truth/<defect>/<stem>_mask.png
+
+The relatives differ by words, which the tables below hold:
+
+    MPDD, VisA prepared      masks named <stem>_mask.png or <stem>.png
+    BTAD                     folders ok and ko for good and bad
+    MVTec 3D-AD              pictures in <split>/<defect>/rgb, masks in <split>/<defect>/gt; validation
+    MVTec LOCO, AutoVI       a folder of masks for each picture, ground_truth/<defect>/<stem>/*.png
+    MVTec AD 2               validation/good, test_public with its own ground_truth, test_private unlabelled
+    VAD                      train/bad, which is kept and labelled; test/bad_unseen_defects; no masks
+    VisA prepared, 2cls      masks in ground_truth/train/bad and ground_truth/test/bad
+    BMAD                     valid; pictures in <split>/<defect>/img, masks in <split>/<defect>/label
+"""
+
+from pathlib import Path
+
+from blemish import images
+from blemish.dataset import GOOD_WORDS, MASK_FOLDERS, category_folders, masks_in, subfolders, word
+from blemish.types import Sample, Split
+
+TITLE = "MVTec layout"
+
+# Masks of the pictures in {split}/{kind}; those found first are taken.
+_MASKS = ("ground_truth/{split}/{kind}", "{split}/ground_truth/{kind}", "{split}/{kind}/gt", "{split}/{kind}/label")
+_FOLDERS: dict[str, tuple[Split, tuple[str, ...]]] = {
+    "train": ("train", _MASKS),
+    "validation": ("validation", _MASKS),
+    "valid": ("validation", _MASKS),
+    "test": ("test", ("ground_truth/{kind}", *_MASKS)),
+    "test_public": ("test", _MASKS),
+    "test_private": ("test", ()),
+    "test_private_mixed": ("test", ()),
+}
+_PICTURE_FOLDERS = ("rgb", "img")
+
+
+def categories(root: Path) -> list[str]:
+    """The folders that hold a train or test folder with folders (and no pictures) in it."""
+    return sorted(category_folders(root, _is_category))
+
+
+def read(root: Path, category: str) -> list[Sample]:
+    """All pictures of one category; those directly in a test folder are unlabelled."""
+    folder = category_folders(root, _is_category)[category]
+    samples = []
+    for place in subfolders(folder):
+        if word(place.name) not in _FOLDERS:
+            continue
+        split, masks = _FOLDERS[word(place.name)]
+        for kind in subfolders(place):
+            if word(kind.name) not in MASK_FOLDERS:
+                where = [folder / mask.format(split=place.name, kind=kind.name) for mask in masks]
+                samples += _read_kind(kind, category, split, where)
+        if split == "test":
+            samples += [
+                Sample(path=path, category=category, split=split, is_anomalous=None)
+                for path in images.list_pictures(place)
+            ]
+    return sorted(samples, key=lambda sample: str(sample.path))
+
+
+def _is_category(folder: Path) -> bool:
+    places = [place for place in subfolders(folder) if word(place.name) in _FOLDERS]
+    return any(subfolders(place) and not images.list_pictures(place) for place in places)
+
+
+def _read_kind(folder: Path, category: str, split: Split, mask_folders: list[Path]) -> list[Sample]:
+    is_good = word(folder.name) in GOOD_WORDS
+    found = {} if is_good else next(filter(None, map(masks_in, mask_folders)), {})
+    inside = [place for name in _PICTURE_FOLDERS if (place := folder / name).is_dir()] or [folder]
+    return [
+        Sample(
+            path=path,
+            category=category,
+            split=split,
+            is_anomalous=not is_good,
+            defect="" if is_good else folder.name,
+            masks=found.get(path.stem, ()),
+        )
+        for place in inside
+        for path in images.list_pictures(place)
+    ]
