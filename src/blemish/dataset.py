@@ -3,11 +3,15 @@
 A dataset layout is one file in `datasets/`. It is a module with
 
 - `TITLE: str`, the layout's name in a sentence, for example "MVTec layout";
+- `LEARNS_FROM: str`, where in a category's folder the good pictures to learn from lie, for example
+  "train/good"; empty when that is not a matter of folders;
 - `categories(root: Path) -> list[str]`, the categories found in `root`, sorted; empty when `root`
-  does not have this layout. It looks at names only and never raises for a folder that exists;
-- `read(root: Path, category: str) -> list[Sample]`, all samples of one of them, sorted by path.
+  does not have this layout. It looks at names, and never raises for what another layout may know;
+- `read(root: Path, category: str) -> list[Sample]`, all samples of one of them, in any order.
   Splits are those on disk. Masks are matched by stem. It raises `DatasetError` for what it can't
   make sense of, never for an empty split.
+
+What several layouts need is here: tables of words, folders of categories, masks, splitting.
 """
 
 import hashlib
@@ -52,6 +56,7 @@ class Layout(Protocol):
     """What a module in `datasets/` defines; see above."""
 
     TITLE: str
+    LEARNS_FROM: str
 
     def categories(self, root: Path) -> list[str]:
         """The categories found in `root`; empty when it does not have this layout."""
@@ -70,6 +75,10 @@ class Dataset:
     """The folder (or manifest) that was opened."""
     samples: tuple[Sample, ...]
     """All pictures."""
+    opened: tuple[str, ...] = ()
+    """The categories that were opened, also those that turned out to have no pictures."""
+    learns_from: str = ""
+    """Where in a category's folder its good training pictures lie; empty when there is no such place."""
 
     @cached_property
     def train(self) -> list[Sample]:
@@ -88,16 +97,32 @@ class Dataset:
 
     @cached_property
     def categories(self) -> list[str]:
-        """The categories there are pictures of, sorted."""
-        return sorted({sample.category for sample in self.samples})
+        """The categories that were opened, sorted."""
+        return sorted({*self.opened, *self._by_category})
 
     def of(self, category: str) -> "Dataset":
         """The part of this dataset that shows `category`."""
-        return replace(self, samples=tuple(sample for sample in self.samples if sample.category == category))
+        return replace(self, samples=tuple(self._by_category.get(category, ())), opened=(category,))
 
     def sentences(self) -> list[str]:
         """What was found, a sentence for each category."""
         return [_sentence(self.of(category), category) for category in self.categories]
+
+    def require_train(self) -> None:
+        """Nothing, if there are good pictures to learn from in each category.
+
+        Raises:
+            DatasetError: a category has none.
+        """
+        if not self.categories:
+            raise DatasetError(f"{self.root} has no pictures; expected good ones to learn from.")
+        for category in self.categories:
+            if not self.of(category).train:
+                raise DatasetError(_nothing_to_learn(self.root, category, self.learns_from))
+
+    @cached_property
+    def _by_category(self) -> dict[str, list[Sample]]:
+        return _grouped(self.samples)
 
 
 def open_dataset(
@@ -114,7 +139,7 @@ def open_dataset(
     Args:
         layout: A name of `blemish list datasets`, or "auto" to recognise it by looking.
         root: The folder, a category's own folder, or a manifest file.
-        category: One name or several; all that are found when not given.
+        category: One name or several; all that are found when none is given.
         train_dir: Folder of good pictures to learn from, in place of the layout's own; relative to
             `root` or absolute.
         validation_fraction: Share of the good training pictures that is held out for calibration,
@@ -136,7 +161,8 @@ def open_dataset(
     if train_dir is not None:
         samples = _with_train_dir(samples, root / train_dir, wanted)
     held_out = _hold_out(samples, validation_fraction, seed)
-    return Dataset(module.TITLE, root, tuple(held_out))
+    held_out.sort(key=lambda sample: (sample.category, str(sample.path)))
+    return Dataset(module.TITLE, root, tuple(held_out), tuple(wanted), module.LEARNS_FROM)
 
 
 def read_batches(
@@ -156,9 +182,10 @@ def read_batches(
         failures: Grows by the pictures that could not be read.
     """
     workers = min(8, os.cpu_count() or 1)
-    with ThreadPoolExecutor(workers) as pool:
-        pending: deque[tuple[Sample, Future[images.Floats]]] = deque()
-        waiting = iter(samples)
+    pool = ThreadPoolExecutor(workers)
+    pending: deque[tuple[Sample, Future[images.Floats]]] = deque()
+    waiting = iter(samples)
+    try:
         while True:
             ahead = batch_size + 2 * workers - len(pending)
             pending.extend(
@@ -174,6 +201,8 @@ def read_batches(
                     failures.append(Failure(sample.path, str(error)))
             if good:
                 yield Batch(np.stack([image for _, image in good]), [sample for sample, _ in good])
+    finally:
+        pool.shutdown(cancel_futures=True)  # nothing is read on for a caller who has left
 
 
 def read_image(sample: Sample, preprocessing: images.Preprocessing) -> images.Floats:
@@ -219,8 +248,14 @@ def subfolders(folder: Path) -> list[Path]:
 
 def category_folders(root: Path, is_category: Callable[[Path], bool]) -> dict[str, Path]:
     """The folders of the categories in `root`, by name: `root` itself if it is one, else those directly in it."""
-    folders = [root] if is_category(root) else [folder for folder in subfolders(root) if is_category(folder)]
-    return {folder.resolve().name if folder == root else folder.name: folder for folder in folders}
+    if is_category(root):
+        return {own_name(root): root}
+    return {folder.name: folder for folder in subfolders(root) if is_category(folder)}
+
+
+def own_name(folder: Path) -> str:
+    """The folder's name as it was typed, also if that was `.` or a link."""
+    return folder.name if folder.name not in ("", "..") else folder.resolve().name
 
 
 def masks_in(folder: Path) -> dict[str, tuple[Path, ...]]:
@@ -233,9 +268,24 @@ def masks_in(folder: Path) -> dict[str, tuple[Path, ...]]:
         return {}
     files = images.list_pictures(folder)
     found = _by_stem(files, lambda path: path.stem)
-    named = _by_stem(files, lambda path: _MASK_ENDING.sub("", path.stem))
+    named = _by_stem(files, _picture_stem)
     inside = {subfolder.name: tuple(images.list_pictures(subfolder)) for subfolder in subfolders(folder)}
     return inside | named | found
+
+
+def without_masks(files: list[Path]) -> list[Path]:
+    """Those files of one folder that are not the mask of another, named like it and `_mask`, `_GT` or `_label`."""
+    stems = {path.stem for path in files}
+    return [path for path in files if _picture_stem(path) == path.stem or _picture_stem(path) not in stems]
+
+
+def split_good(samples: list[Sample], fraction: float = 0.2) -> list[Sample]:
+    """The samples of a category, a share of its good training pictures moved to test.
+
+    That is where there are defective pictures to test on and no good ones to tell them from.
+    """
+    tested = {sample.is_anomalous for sample in samples if sample.split == "test"}
+    return _moved(samples, "test", fraction, "test") if True in tested and False not in tested else samples
 
 
 def _by_stem(files: Iterable[Path], stem: Callable[[Path], str]) -> dict[str, tuple[Path, ...]]:
@@ -243,6 +293,10 @@ def _by_stem(files: Iterable[Path], stem: Callable[[Path], str]) -> dict[str, tu
     for path in files:
         found[stem(path)] = (*found.get(stem(path), ()), path)
     return found
+
+
+def _picture_stem(mask: Path) -> str:
+    return _MASK_ENDING.sub("", mask.stem)
 
 
 def _recognise(layout: str, root: Path) -> tuple[Layout, list[str]]:
@@ -256,18 +310,15 @@ def _recognise(layout: str, root: Path) -> tuple[Layout, list[str]]:
         return modules[matching[0]], found[matching[0]]
     if matching:
         raise DatasetError(f"{root} could be any of {', '.join(matching)}; name one with --dataset.")
-    inside = ", ".join(sorted(path.name for path in root.iterdir())[:8]) if root.is_dir() else "a file"
     expected = "any known layout" if layout == "auto" else f"the {modules[layout].TITLE}"
     raise DatasetError(
-        f"{root} does not have {expected} (found: {inside or 'nothing'}). Put good pictures into train/good, "
+        f"{root} does not have {expected} (found: {_inside(root)}). Put good pictures into train/good, "
         "or see docs/data.md for the layouts and manifests that are understood."
     )
 
 
 def _wanted(category: str | Sequence[str] | None, found: list[str], root: Path) -> list[str]:
-    if category is None:
-        return found
-    wanted = [category] if isinstance(category, str) else list(category)
+    wanted = [category] if isinstance(category, str) else sorted(set(category or found))
     for name in wanted:
         if name not in found:
             raise DatasetError(f"{root}: {not_among('category', name, found)}")
@@ -285,36 +336,74 @@ def _with_train_dir(samples: list[Sample], folder: Path, categories: list[str]) 
         Sample(path=path, category=categories[0], split="train", is_anomalous=False)
         for path in images.list_pictures(folder)
     ]
-    taken = {sample.path.resolve() for sample in learn}
-    others = [sample for sample in samples if sample.split != "train" and sample.path.resolve() not in taken]
-    return learn + others
+    if not learn:
+        raise DatasetError(f"--train-dir {folder} has no pictures (found: {_inside(folder)}); expected good ones.")
+    places = {place for place in {sample.path.parent for sample in samples} if place.resolve() == folder.resolve()}
+    return learn + [sample for sample in samples if sample.split != "train" and sample.path.parent not in places]
 
 
 def _hold_out(samples: list[Sample], fraction: float, seed: int) -> list[Sample]:
-    """Moves some good training pictures to validation, where a category has none there.
-
-    Which ones is decided by a hash of seed and file name, so that it depends neither on where the
-    dataset lies nor on the order of the files; the views of one part stay together.
-    """
+    """Moves some good training pictures to validation, where a category has none there."""
     result = []
-    for category in sorted({sample.category for sample in samples}):
-        own = [sample for sample in samples if sample.category == category]
-        good = [sample for sample in own if sample.split == "train" and sample.is_anomalous is False]
+    for own in _grouped(samples).values():
         has_validation = any(sample.split == "validation" and sample.is_anomalous is False for sample in own)
-        parts = sorted({_part(sample) for sample in good}, key=lambda part: _hash(seed, part))
-        count = 0 if has_validation or len(parts) < 2 else max(1, round(fraction * len(parts)))
-        held_out = set(parts[:count])
-        chosen = {sample.path for sample in good if _part(sample) in held_out}
-        result += [replace(sample, split="validation") if sample.path in chosen else sample for sample in own]
+        result += own if has_validation else _moved(own, "validation", fraction, str(seed))
     return result
 
 
-def _part(sample: Sample) -> str:
-    return sample.part or sample.path.name
+def _moved(samples: list[Sample], split: Split, fraction: float, seed: str) -> list[Sample]:
+    """The samples of one category with a share of the good training pictures, at least one, moved to `split`.
+
+    Which ones is decided by a hash of seed and path within the folder that they share, so that it
+    depends neither on where the dataset lies nor on the order of the files; the views of one part
+    stay together, and one part always stays to learn from.
+    """
+    good = [sample for sample in samples if sample.split == "train" and sample.is_anomalous is False]
+    if not good:
+        return samples
+    shared = len(os.path.commonpath({sample.path.parent for sample in good}))
+    part_of = {sample.path: sample.part or sample.path.as_posix()[shared:].lstrip("/") for sample in good}
+    parts = sorted(set(part_of.values()), key=lambda part: _hash(seed, part))
+    chosen = set(parts[: min(max(1, round(fraction * len(parts))), len(parts) - 1)])
+    return [replace(sample, split=split) if part_of.get(sample.path) in chosen else sample for sample in samples]
 
 
-def _hash(seed: int, text: str) -> bytes:
-    return hashlib.sha256(f"{seed}/{text}".encode()).digest()
+def _grouped(samples: Iterable[Sample]) -> dict[str, list[Sample]]:
+    by_category: dict[str, list[Sample]] = {}
+    for sample in samples:
+        by_category.setdefault(sample.category, []).append(sample)
+    return by_category
+
+
+def _hash(seed: str, text: str) -> bytes:
+    return hashlib.sha256(f"{seed}/{text}".encode("utf-8", "surrogateescape")).digest()
+
+
+def _inside(folder: Path) -> str:
+    """What is in a folder, in words, for messages."""
+    if not folder.is_dir():
+        return "a file"
+    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") or "nothing"
+
+
+def _nothing_to_learn(root: Path, category: str, place: str) -> str:
+    if not place:
+        return (
+            f"{category} has no good pictures to learn from in {root}. "
+            "Add some, or name a folder of good pictures with --train-dir."
+        )
+    folder = root / category if (root / category).is_dir() else root
+    good = folder / place
+    lack = (
+        f"no pictures in {place} (found: {_inside(good)})"
+        if good.is_dir()
+        else f"no {place} folder (found: {_inside(folder)})"
+    )
+    return (
+        f"{category} has {lack}. Blemish learns from good pictures there: "
+        "move some in, or name your folder with --train-dir."
+    )
 
 
 def _sentence(data: Dataset, category: str) -> str:
@@ -322,10 +411,19 @@ def _sentence(data: Dataset, category: str) -> str:
     if data.validation:
         learn += f" ({len(data.validation)} of them held out to calibrate)"
     labels = Counter(sample.is_anomalous for sample in data.test)
+    places = {sample.path.parent for sample in data.test if sample.is_anomalous is False}
+    split_here = any(sample.path.parent in places for sample in data.train)
+    counts = {
+        "good from the same folder" if split_here else "good": labels[False],
+        "defective": labels[True],
+        "unlabelled": labels[None],
+    }
+    # Testing takes both kinds, so that one that lacks is said as well.
+    is_labelled = labels[False] + labels[True] > 0
     test = [
-        f"{labels[key]} {word}"
-        for key, word in ((False, "good"), (True, "defective"), (None, "unlabelled"))
-        if labels[key]
+        f"{number or 'no'} {kind}"
+        for kind, number in counts.items()
+        if number or (is_labelled and kind != "unlabelled")
     ]
     tested = f"{' and '.join(test)} to test" if test else "none to test"
     return f"{data.title}, category {category}: {learn}, {tested}{_masks(data.test)}."

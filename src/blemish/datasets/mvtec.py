@@ -25,6 +25,7 @@ from blemish.dataset import GOOD_WORDS, MASK_FOLDERS, category_folders, masks_in
 from blemish.types import Sample, Split
 
 TITLE = "MVTec layout"
+LEARNS_FROM = "train/good"
 
 # Masks of the pictures in {split}/{kind}; those found first are taken.
 _MASKS = ("ground_truth/{split}/{kind}", "{split}/ground_truth/{kind}", "{split}/{kind}/gt", "{split}/{kind}/label")
@@ -62,7 +63,7 @@ def read(root: Path, category: str) -> list[Sample]:
                 Sample(path=path, category=category, split=split, is_anomalous=None)
                 for path in images.list_pictures(place)
             ]
-    return sorted(samples, key=lambda sample: str(sample.path))
+    return samples
 
 
 def _is_category(folder: Path) -> bool:
