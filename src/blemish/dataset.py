@@ -151,6 +151,8 @@ def open_dataset(
         ConfigError: no such layout, or a fraction outside (0, 1).
     """
     root = Path(root)
+    if root.name in {"", ".."}:
+        root = root.resolve()  # a category may be called by its folder's name
     if not 0 < validation_fraction < 1:
         raise ConfigError(f"--validation-fraction is {validation_fraction}; expected a share between 0 and 1.")
     if not root.exists():
@@ -249,43 +251,47 @@ def subfolders(folder: Path) -> list[Path]:
 def category_folders(root: Path, is_category: Callable[[Path], bool]) -> dict[str, Path]:
     """The folders of the categories in `root`, by name: `root` itself if it is one, else those directly in it."""
     if is_category(root):
-        return {own_name(root): root}
+        return {root.name: root}
     return {folder.name: folder for folder in subfolders(root) if is_category(folder)}
 
 
-def own_name(folder: Path) -> str:
-    """The folder's name as it was typed, also if that was `.` or a link."""
-    return folder.name if folder.name not in ("", "..") else folder.resolve().name
-
-
-def masks_in(folder: Path) -> dict[str, tuple[Path, ...]]:
-    """The masks in `folder` by the stem of their picture; empty if there is no such folder.
+def masks_in(*folders: Path) -> dict[str, tuple[Path, ...]]:
+    """The masks in the first of these folders that has any, by the stem of their picture.
 
     A mask has the stem of its picture, or that and `_mask`, `_GT` or `_label`, or lies in a folder
     that has it for a name. Order and suffix never matter.
     """
-    if not folder.is_dir():
-        return {}
-    files = images.list_pictures(folder)
-    found = _by_stem(files, lambda path: path.stem)
-    named = _by_stem(files, _picture_stem)
-    inside = {subfolder.name: tuple(images.list_pictures(subfolder)) for subfolder in subfolders(folder)}
-    return inside | named | found
+    for folder in filter(Path.is_dir, folders):
+        files = images.list_pictures(folder)
+        exact = _by_stem(files, lambda path: path.stem)
+        ending = _by_stem(files, _picture_stem)
+        inside = {place.name: tuple(images.list_pictures(place)) for place in subfolders(folder)}
+        if found := inside | ending | exact:
+            return found
+    return {}
 
 
-def without_masks(files: list[Path]) -> list[Path]:
-    """Those files of one folder that are not the mask of another, named like it and `_mask`, `_GT` or `_label`."""
+def masks_beside(files: list[Path]) -> dict[Path, tuple[Path, ...]]:
+    """The pictures among the files of one folder, each with those named like it and `_mask`, `_GT` or `_label`."""
     stems = {path.stem for path in files}
-    return [path for path in files if _picture_stem(path) == path.stem or _picture_stem(path) not in stems]
+    masks = {path for path in files if _picture_stem(path) != path.stem and _picture_stem(path) in stems}
+    found = _by_stem(sorted(masks), _picture_stem)
+    return {path: found.get(path.stem, ()) for path in files if path not in masks}
 
 
 def split_good(samples: list[Sample], fraction: float = 0.2) -> list[Sample]:
     """The samples of a category, a share of its good training pictures moved to test.
 
-    That is where there are defective pictures to test on and no good ones to tell them from.
+    That is where there are defective pictures to test on and no good ones to tell them from. Good
+    views of a part that is tested go with it.
     """
-    tested = {sample.is_anomalous for sample in samples if sample.split == "test"}
-    return _moved(samples, "test", fraction, "test") if True in tested and False not in tested else samples
+    test = [sample for sample in samples if sample.split == "test"]
+    tested = {sample.is_anomalous for sample in test}
+    if True not in tested or False in tested:
+        return samples
+    parts = {sample.part for sample in test if sample.part}
+    together = [replace(sample, split="test") if sample.part in parts else sample for sample in samples]
+    return _moved(together, "test", fraction, "test")
 
 
 def _by_stem(files: Iterable[Path], stem: Callable[[Path], str]) -> dict[str, tuple[Path, ...]]:

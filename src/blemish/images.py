@@ -8,7 +8,7 @@ is what makes their scores equal; they need NumPy, Pillow and OpenCV, but not to
 import io
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -71,9 +71,12 @@ def is_picture(path: Path) -> bool:
 
 def list_pictures(folder: Path) -> list[Path]:
     """The pictures directly in `folder`, sorted by name."""
-    with os.scandir(folder) as entries:  # tells files from folders without asking for each
-        names = [entry.name for entry in entries if _is_picture(entry.name) and not entry.is_dir()]
-    return [folder / name for name in sorted(names)]
+    return [folder / name for name in sorted(_picture_names(folder))]
+
+
+def has_pictures(folder: Path) -> bool:
+    """Whether there is a picture directly in `folder`."""
+    return any(True for _ in _picture_names(folder))
 
 
 def read(path: str | os.PathLike[str]) -> Picture:
@@ -287,6 +290,11 @@ def encode_png(picture: NDArray[np.uint8]) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, format="PNG")
     return buffer.getvalue()
+
+
+def _picture_names(folder: Path) -> Iterator[str]:
+    with os.scandir(folder) as entries:  # tells files from folders without asking for each
+        yield from (entry.name for entry in entries if _is_picture(entry.name) and not entry.is_dir())
 
 
 def _is_picture(name: str) -> bool:

@@ -68,12 +68,12 @@ def read(root: Path, category: str) -> list[Sample]:
 
 def _is_category(folder: Path) -> bool:
     places = [place for place in subfolders(folder) if word(place.name) in _FOLDERS]
-    return any(subfolders(place) and not images.list_pictures(place) for place in places)
+    return any(subfolders(place) and not images.has_pictures(place) for place in places)
 
 
 def _read_kind(folder: Path, category: str, split: Split, mask_folders: list[Path]) -> list[Sample]:
     is_good = word(folder.name) in GOOD_WORDS
-    found = {} if is_good else next(filter(None, map(masks_in, mask_folders)), {})
+    found = {} if is_good else masks_in(*mask_folders)
     inside = [place for name in _PICTURE_FOLDERS if (place := folder / name).is_dir()] or [folder]
     return [
         Sample(
