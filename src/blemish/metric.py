@@ -22,14 +22,19 @@ How a state keeps millions of map values in bounded memory, and still exactly wh
 The exact mode is the same state without the bound.
 """
 
+import json
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from blemish import registry
 from blemish.errors import MetricError
@@ -54,9 +59,15 @@ CELLS = 2**15
 """Cells that one histogram keeps in streaming mode, at most."""
 EXACT_PIXELS = 2**24
 """Pixels up to which the mode "auto" is exact: 256 maps of 256x256."""
-_PENDING_PIXELS = 2**22
+_PENDING_PIXELS = 2**20
+_ATOM_PIXELS, _ATOM_SHARE = 4, 16384
 _UNIT = 2**40
 _ONE = 0xBF800000
+_CELLS = ("normal.spread", "normal.atoms", "anomalous.spread", "anomalous.atoms")
+_STREAMING = (
+    "Map values were counted in cells (streaming mode), which agrees with exact values to about 1e-4; "
+    'for exact values choose the mode "exact".'
+)
 _PAGES = np.unique(
     np.concatenate(
         [np.arange(0, 2**32, 2**20), *([_ONE - 2**bit, _ONE + 2**bit] for bit in range(20))],
@@ -119,7 +130,7 @@ def to_values(keys: Keys) -> NDArray[np.float32]:
 
 
 @dataclass(frozen=True)
-class Histogram:
+class Cells:
     """Whole-number weights of keys, in cells of 2^shift keys; the shift differs from page to page."""
 
     keys: Keys
@@ -130,83 +141,92 @@ class Histogram:
     """(pages,) low bits that each page has dropped."""
 
     @classmethod
-    def empty(cls, columns: int) -> "Histogram":
+    def empty(cls, columns: int) -> "Cells":
         """Nothing yet."""
         return cls(np.empty(0, np.uint32), np.empty((0, columns), np.int64), np.zeros(_PAGES.size, np.uint8))
 
-    @classmethod
-    def of(cls, keys: Keys, weights: Weights | None = None) -> "Histogram":
-        """Every key by itself; a weight of one each unless given. Sorts `keys` in place if it can."""
+    def plus(self, keys: Keys, weights: Weights | None = None) -> "Cells":
+        """The same and more keys, in any order; a weight of one each unless given."""
         if weights is None:
-            keys.sort()
+            keys = _dropped(np.sort(keys), self.shifts)
             first = _first_of_each(keys)
-            weights = np.diff(first, append=keys.size)[:, None]
-            return cls(keys[first], weights, np.zeros(_PAGES.size, np.uint8))
-        order = np.argsort(keys, kind="stable")
-        return cls(*_grouped(keys[order], weights[order]), np.zeros(_PAGES.size, np.uint8))
+            more = Cells(keys[first], np.diff(first, append=keys.size)[:, None], self.shifts)
+        else:
+            order = np.argsort(keys)
+            more = Cells(*_grouped(_dropped(keys[order], self.shifts), weights[order]), self.shifts)
+        return self + more
 
     @cached_property
-    def widths(self) -> Weights:
+    def widths(self) -> NDArray[np.int64]:
         """(n,) number of keys that each cell spans; 1 where it is exact."""
-        return np.left_shift(1, np.repeat(self.shifts, self._cells).astype(np.int64))
+        return np.left_shift(1, np.repeat(self.shifts, self._per_page).astype(np.int64))
 
-    @cached_property
-    def totals(self) -> Floats:
-        """(columns,) sum of all weights."""
-        return np.asarray(self.weights.sum(axis=0), np.float64)
-
-    def above(self, keys: NDArray[Any], column: int = 0) -> Floats:
-        """The weight of everything at or above each of `keys` (whole numbers up to 2^32)."""
+    def above(self, keys: NDArray[np.int64], column: int) -> Floats:
+        """The weight of everything at or above each of `keys`."""
         if not self.keys.size:
-            return np.zeros(len(keys))
-        keys = keys.astype(np.int64)
-        cell = np.searchsorted(self.keys, keys, side="right") - 1
+            return np.zeros(keys.shape)
+        cell = np.searchsorted(self.keys, keys.clip(0, 2**32 - 1).astype(np.uint32), side="right") - 1
         inside = np.minimum(keys - self.keys[cell], self.widths[cell]) / self.widths[cell]
-        below = self._before[column][cell] + inside * self.weights[cell, column]
-        return np.asarray(self.totals[column] - np.where(cell < 0, 0.0, below))
+        cumulated = self._cumulated[column]
+        below = np.where(cell < 0, 0.0, cumulated[cell] + inside * self.weights[cell, column])
+        return np.asarray(cumulated[-1] - below)
 
-    def coarsened(self, budget: int) -> "Histogram":
+    def coarsened(self, budget: int) -> "Cells":
         """The same in at most `budget` cells (or one a page, if that is more).
 
         Every page gets the same share, the largest power of two that fits if pages that are exact
         with less need only that. The share can only shrink as data is added, and so each page's
         resolution; that is what makes the outcome independent of the order.
         """
-        needed = np.where(self.shifts > 0, budget, self._cells)
+        needed = np.where(self.shifts > 0, budget, self._per_page)
         share = budget
         while share > 1 and int(np.minimum(needed, share).sum()) > budget:
             share //= 2
         result = self
-        while (too_full := result._cells > share).any():
+        while (too_full := result._per_page > share).any():
             result = result._with_shifts(result.shifts + too_full.astype(np.uint8))
         return result
 
-    def __add__(self, other: "Histogram") -> "Histogram":
+    def __add__(self, other: "Cells") -> "Cells":
+        if not self.keys.size and np.array_equal(self.shifts, other.shifts):
+            return other
         shifts = np.maximum(self.shifts, other.shifts)
         one, two = self._with_shifts(shifts), other._with_shifts(shifts)
         keys = np.concatenate([one.keys, two.keys])
         order = np.argsort(keys, kind="stable")  # which merges two sorted runs in linear time
-        weights = np.concatenate([one.weights, two.weights])
-        return Histogram(*_grouped(keys[order], weights[order]), shifts)
+        return Cells(*_grouped(keys[order], np.concatenate([one.weights, two.weights])[order]), shifts)
 
-    def _with_shifts(self, shifts: NDArray[np.uint8]) -> "Histogram":
+    def _with_shifts(self, shifts: NDArray[np.uint8]) -> "Cells":
         if np.array_equal(shifts, self.shifts):
             return self
-        drop = np.repeat(shifts, self._cells)
-        return Histogram(*_grouped(self.keys >> drop << drop, self.weights), shifts)
+        return Cells(*_grouped(_dropped(self.keys, shifts), self.weights), shifts)
 
     @cached_property
-    def _cells(self) -> NDArray[np.int64]:
+    def _per_page(self) -> NDArray[np.int64]:
         """(pages,) number of cells in each page."""
-        return np.diff(np.searchsorted(self.keys, _PAGES), append=self.keys.size)
+        return _per_page(self.keys)
 
     @cached_property
-    def _before(self) -> Floats:
-        """(columns, n) weight in all cells before each."""
-        return (np.cumsum(self.weights, axis=0) - self.weights).T.astype(np.float64)
+    def _cumulated(self) -> Floats:
+        """(columns, n + 1) weight in all cells before each, and in all."""
+        result = np.zeros((self.weights.shape[1], len(self.weights) + 1))
+        np.cumsum(self.weights.T, axis=1, out=result[:, 1:])
+        return result
 
 
-def _first_of_each(keys: Keys) -> NDArray[np.int64]:
+def _per_page(keys: Keys) -> NDArray[np.int64]:
+    return np.diff(np.searchsorted(keys, _PAGES), append=keys.size)
+
+
+def _dropped(keys: Keys, shifts: NDArray[np.uint8]) -> Keys:
+    """Sorted keys without the low bits that their pages have dropped; still sorted."""
+    if not shifts.any():
+        return keys
+    drop = np.repeat(shifts, _per_page(keys))
+    return keys >> drop << drop
+
+
+def _first_of_each(keys: NDArray[Any]) -> NDArray[np.int64]:
     """Where each run of equal keys begins."""
     if not keys.size:
         return np.empty(0, np.int64)
@@ -219,28 +239,112 @@ def _grouped(keys: Keys, weights: Weights) -> tuple[Keys, Weights]:
     return keys[first], np.add.reduceat(weights, first, axis=0) if first.size else weights[:0]
 
 
-class Curve(NamedTuple):
-    """What lies above a falling threshold: one entry for each cell that holds something positive."""
+class Histogram(NamedTuple):
+    """How often each map value occurs, finely where it is spread out and exactly where it is not."""
 
-    false_before: Floats
-    """(n,) negatives above the cell."""
+    spread: Cells
+    """Values that few pixels of a picture share."""
+    atoms: Cells
+    """Values that many pixels of one picture share (clipped, saturated, constant): they would be
+    torn apart if they were spread over a cell."""
+
+    @classmethod
+    def empty(cls, columns: int) -> "Histogram":
+        """Nothing yet."""
+        return cls(Cells.empty(columns), Cells.empty(columns))
+
+    @property
+    def totals(self) -> Floats:
+        """(columns,) sum of all weights."""
+        return np.asarray(self.spread.weights.sum(axis=0) + self.atoms.weights.sum(axis=0), np.float64)
+
+    def coarsened(self, budget: int) -> "Histogram":
+        """The same in bounded memory."""
+        return Histogram(self.spread.coarsened(budget), self.atoms.coarsened(budget))
+
+    def plus(self, other: "Histogram") -> "Histogram":
+        """Both together."""
+        return Histogram(self.spread + other.spread, self.atoms + other.atoms)
+
+    @property
+    def size(self) -> int:
+        """Number of cells held."""
+        return self.spread.keys.size + self.atoms.keys.size
+
+
+def is_atom(keys: Keys) -> NDArray[np.bool_]:
+    """For each pixel of one picture, whether many others have the same value."""
+    order = np.sort(keys)
+    first = _first_of_each(order)
+    counts = np.diff(first, append=keys.size)
+    heavy = order[first[counts >= max(_ATOM_PIXELS, keys.size // _ATOM_SHARE)]]
+    if not heavy.size:
+        return np.zeros(keys.shape, bool)
+    place = np.searchsorted(heavy, keys).clip(max=heavy.size - 1)
+    return np.asarray(heavy[place] == keys)
+
+
+@dataclass(frozen=True)
+class Pile:
+    """Several histograms seen as one; they are not added up, so that none loses resolution."""
+
+    histograms: tuple[Histogram, ...]
+
+    @cached_property
+    def totals(self) -> Floats:
+        """(columns,) sum of all weights."""
+        return np.asarray(sum(histogram.totals for histogram in self.histograms))
+
+    @property
+    def size(self) -> int:
+        """Number of cells."""
+        return sum(histogram.size for histogram in self.histograms)
+
+    def above(self, keys: NDArray[np.int64], column: int = 0) -> Floats:
+        """The weight of everything at or above each of `keys`."""
+        cells = [part for histogram in self.histograms for part in (histogram.spread, histogram.atoms)]
+        return np.asarray(sum(part.above(keys, column) for part in cells))
+
+    @property
+    def atoms(self) -> tuple[Cells, ...]:
+        """The cells of values that many pixels share."""
+        return tuple(histogram.atoms for histogram in self.histograms)
+
+    @property
+    def cells(self) -> tuple[Cells, ...]:
+        """All cells."""
+        return (*(histogram.spread for histogram in self.histograms), *self.atoms)
+
+
+def edges(cells: Iterable[Cells]) -> NDArray[np.int64]:
+    """Ends of all cells, each once, descending: between two of them, everything is evenly spread."""
+    ends = [end for part in cells for end in (part.keys.astype(np.int64), part.keys + part.widths)]
+    keys = np.sort(np.concatenate(ends))
+    return keys[_first_of_each(keys)][::-1]
+
+
+class Curve(NamedTuple):
+    """What lies at or above a falling threshold: at both ends of all cells that matter, descending."""
+
+    keys: NDArray[np.int64]
+    """(n,) thresholds."""
     false: Floats
-    """(n,) negatives in and above the cell."""
-    true_before: Floats
-    """(n,) weight of positives above the cell."""
+    """(n,) number of negatives."""
     true: Floats
-    """(n,) weight of positives in and above the cell."""
-    is_exact: NDArray[np.bool_]
-    """(n,) whether all positives in the cell have the same value."""
+    """(n,) weight of positives."""
     negatives: float
     """Number of all negatives."""
 
+    @classmethod
+    def of(cls, negative: Pile, positive: Pile, column: int = 0) -> "Curve":
+        """The curve of two histograms; `column` is that of the positives' weight."""
+        keys = edges([*positive.cells, *negative.atoms])
+        return cls(keys, negative.above(keys), positive.above(keys, column), float(negative.totals[0]))
+
     def line(self) -> tuple[Floats, Floats]:
-        """The curve from (0, 0) to (1, 1): share of negatives and of positives above."""
-        false = np.stack([self.false_before, self.false], axis=1).ravel()
-        true = np.stack([self.true_before, self.true], axis=1).ravel()
-        x = np.concatenate([[0.0], false, [self.negatives]]) / self.negatives
-        return x, np.concatenate([[0.0], true, true[-1:]]) / true[-1]
+        """Shares of negatives and of positives above, from (0, 0) to (1, 1)."""
+        false = np.concatenate([[0.0], self.false, [self.negatives]]) / self.negatives
+        return false, np.concatenate([[0.0], self.true, self.true[-1:]]) / self.true[-1]
 
 
 class Picture(NamedTuple):
@@ -274,12 +378,17 @@ class State:
     high: float = -np.inf
     """The largest map value."""
 
+    @property
+    def pixels(self) -> int:
+        """Number of map values counted."""
+        return int(self.normal.totals[0] + self.anomalous.totals[0])
+
     def __add__(self, other: "State") -> "State":
         _refuse_duplicates(self.pictures, other.pictures)
         return State(
             self.pictures | other.pictures,
-            self.normal + other.normal,
-            self.anomalous + other.anomalous,
+            self.normal.plus(other.normal),
+            self.anomalous.plus(other.anomalous),
             self.regions + other.regions,
             min(self.low, other.low),
             max(self.high, other.high),
@@ -287,8 +396,35 @@ class State:
 
     def coarsened(self) -> "State":
         """The same in bounded memory."""
-        normal, anomalous = self.normal.coarsened(CELLS), self.anomalous.coarsened(CELLS)
-        return State(self.pictures, normal, anomalous, self.regions, self.low, self.high)
+        return replace(self, normal=self.normal.coarsened(CELLS), anomalous=self.anomalous.coarsened(CELLS))
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Everything as named arrays; equal states give equal arrays, in whatever order they grew."""
+        pictures = sorted(self.pictures.values())
+        texts = json.dumps([[picture.path, picture.part] for picture in pictures]).encode()
+        arrays = {
+            "texts": np.frombuffer(texts, np.uint8),
+            "image_scores": np.array([picture.image_score for picture in pictures], np.float64),
+            "labels": np.array([picture.is_anomalous for picture in pictures], np.uint8),
+            "pixels": np.array([(picture.defective_pixels, picture.pixels) for picture in pictures], np.int64),
+            "regions": np.array([self.regions], np.int64),
+            "range": np.array([self.low, self.high], np.float64),
+        }
+        for name, cells in zip(_CELLS, (*self.normal, *self.anomalous), strict=True):
+            arrays |= {f"{name}.keys": cells.keys, f"{name}.weights": cells.weights, f"{name}.shifts": cells.shifts}
+        return arrays
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> "State":
+        """The state that gave these arrays."""
+        columns = [arrays[name].tolist() for name in ("image_scores", "labels", "pixels")]
+        pictures = {
+            path: Picture(path, score, bool(label), part, *pixels)
+            for (path, part), score, label, pixels in zip(json.loads(arrays["texts"].tobytes()), *columns, strict=True)
+        }
+        cells = [Cells(*(arrays[f"{name}.{key}"] for key in ("keys", "weights", "shifts"))) for name in _CELLS]
+        low, high = arrays["range"].tolist()
+        return cls(pictures, Histogram(*cells[:2]), Histogram(*cells[2:]), int(arrays["regions"][0]), low, high)
 
 
 def _refuse_duplicates(one: Iterable[str], two: Iterable[str]) -> None:
@@ -318,10 +454,10 @@ class Options:
 class Evidence:
     """What a metric may look at: the pictures of one category, or one kind of defect and the good."""
 
-    state: State
-    """All pictures together."""
-    good: State
-    """The good ones among them."""
+    good: tuple[State, ...]
+    """The good pictures."""
+    defective: tuple[State, ...]
+    """The others, for each kind of defect."""
     options: Options
     """How to compute."""
     category: str
@@ -338,9 +474,24 @@ class Evidence:
     def _values(self) -> dict[str, float]:
         return {}
 
+    @cached_property
+    def pictures(self) -> list[Picture]:
+        """All pictures."""
+        return [picture for state in (*self.good, *self.defective) for picture in state.pictures.values()]
+
+    @cached_property
+    def normal(self) -> Pile:
+        """Normal pixels of all pictures, one column: their number."""
+        return Pile(tuple(state.normal for state in (*self.good, *self.defective)))
+
+    @cached_property
+    def anomalous(self) -> Pile:
+        """Defective pixels, three columns: see `State.anomalous`."""
+        return Pile(tuple(state.anomalous for state in self.defective))
+
     def scores(self, level: Level) -> tuple[Floats, NDArray[np.bool_]]:
         """Scores and labels of pictures, or of parts: the highest score, and any label, of its views."""
-        pictures = list(self.state.pictures.values())
+        pictures = self.pictures
         if level == "part" and not any(picture.part for picture in pictures):
             raise NotAsked("no picture says which part it shows")
         bad = [picture.path for picture in pictures if not np.isfinite(picture.image_score)]
@@ -365,16 +516,26 @@ class Evidence:
 
     def curve(self, level: Level) -> Curve:
         """The curve whose areas are ROC, precision-recall and, for regions, per-region overlap."""
-        if level in {"image", "part"}:
-            scores, labels = self.scores(level)
-            ranks = np.unique(scores, return_inverse=True)[1].astype(np.uint32)
-            return _curve(Histogram.of(ranks[~labels]), Histogram.of(ranks[labels]), 0)
-        self.need_pixels()
-        return _curve(self.state.normal, self.state.anomalous, 0 if level == "pixel" else 1)
+        if level not in self._curves:
+            if level in {"image", "part"}:
+                scores, labels = self.scores(level)
+                ranks = np.unique(scores, return_inverse=True)[1].astype(np.uint32)
+                good, bad = (Cells.empty(1).plus(ranks[chosen]) for chosen in (~labels, labels))
+                self._curves[level] = Curve.of(
+                    Pile((Histogram(good, good.empty(1)),)), Pile((Histogram(bad, bad.empty(1)),))
+                )
+            else:
+                self.need_pixels()
+                self._curves[level] = Curve.of(self.normal, self.anomalous, 0 if level == "pixel" else 1)
+        return self._curves[level]
+
+    @cached_property
+    def _curves(self) -> dict[Level, Curve]:
+        return {}
 
     def need_pixels(self) -> None:
         """Raises `Undefined` unless there are normal and defective pixels with maps."""
-        pictures = self.state.pictures.values()
+        pictures = self.pictures
         bad = [picture.path for picture in pictures if picture.pixels < 0]
         if bad:
             raise Undefined(
@@ -382,46 +543,56 @@ class Evidence:
             )
         if not any(picture.pixels for picture in pictures):
             raise Undefined("there are no anomaly maps")
-        if not self.state.anomalous.keys.size:
+        if not self.anomalous.size:
             unknown = sum(picture.defective_pixels < 0 for picture in pictures)
             raise Undefined(
                 f"no pixel is marked defective ({unknown} pictures have no mask)"
                 if unknown
                 else "no pixel is marked defective"
             )
-        if not self.state.normal.keys.size:
+        if not self.normal.size:
             raise Undefined("every pixel is marked defective")
 
-    def keys_above(self, shares: Sequence[float] | Floats) -> NDArray[np.int64]:
-        """The first key whose value, scaled to [0, 1] by the smallest and largest, exceeds each share."""
+    def above(
+        self, shares: Sequence[float], *, level: Level = "pixel", or_equal: bool = False
+    ) -> tuple[Floats, Floats, float]:
+        """Defective weight above thresholds, all pixels above them, and all defective weight.
+
+        Args:
+            shares: Thresholds as shares of the range of the map values, 0 for the smallest.
+            level: "pixel" weighs every defective pixel the same, "region" every region.
+            or_equal: Whether a value that equals the threshold counts as above.
+        """
+        keys = self._keys_above(np.asarray(shares, np.float64), or_equal)
+        column = 0 if level == "pixel" else 1
+        anomalous = self.anomalous
+        called = self.normal.above(keys) + anomalous.above(keys)
+        return anomalous.above(keys, column), called, float(anomalous.totals[column])
+
+    def _keys_above(self, shares: Floats, or_equal: bool) -> NDArray[np.int64]:
+        """The first key that is above each share; all are found by bisection at once."""
         self.need_pixels()
-        low, high = self.state.low, self.state.high
+        states = (*self.good, *self.defective)
+        low, high = min(state.low for state in states), max(state.high for state in states)
         if not low < high:
-            raise Undefined(f"all map values are {low:g}, so that they can't be scaled to [0, 1]")
-        wanted = np.asarray(shares, np.float64)
-        first = np.full(wanted.shape, int(to_keys(np.array([low], np.float32))[0]), np.int64)
-        last = np.full(wanted.shape, int(to_keys(np.array([high], np.float32))[0]) + 1, np.int64)
+            raise Undefined(f"all map values are {low:g}, so that no range can be divided")
+        ends = to_keys(np.array([low, high], np.float32)).astype(np.int64)
+        first, last = np.full(shares.shape, ends[0]), np.full(shares.shape, ends[1] + 1)
+        is_above = np.greater_equal if or_equal else np.greater
         while (first < last).any():
             middle = (first + last) // 2
             values = to_values(middle.astype(np.uint32)).astype(np.float64)
-            exceeds = (values - low) / (high - low) > wanted
-            first, last = np.where(exceeds, first, np.minimum(middle + 1, last)), np.where(exceeds, middle, last)
+            above = is_above((values - low) / (high - low), shares)
+            first, last = np.where(above, first, np.minimum(middle + 1, last)), np.where(above, middle, last)
         return first
 
-
-def _curve(negative: Histogram, positive: Histogram, column: int) -> Curve:
-    low = positive.keys[::-1].astype(np.int64)
-    widths = positive.widths[::-1]
-    weights = positive.weights[::-1, column]
-    true = np.cumsum(weights)
-    return Curve(
-        negative.above(low + widths),
-        negative.above(low),
-        (true - weights).astype(np.float64),
-        true.astype(np.float64),
-        widths == 1,
-        float(negative.totals[0]),
-    )
+    @property
+    def threshold(self) -> float:
+        """The calibrated threshold on the image score."""
+        thresholds = self.options.thresholds
+        if self.category not in thresholds and "" not in thresholds:
+            raise NotAsked("no threshold is given")
+        return thresholds.get(self.category, thresholds.get("", 0.0))
 
 
 @dataclass(frozen=True)
@@ -441,7 +612,7 @@ class Results:
     mode: Literal["exact", "streaming"]
     """Whether map values were all kept, or counted in cells."""
     notes: list[str]
-    """Sentences on what was left out."""
+    """Sentences on how the values came about and what was left out."""
 
 
 class Evaluation:
@@ -459,9 +630,9 @@ class Evaluation:
     def __init__(self, mode: Mode = "auto") -> None:
         self.mode = mode
         self._states: dict[tuple[str, str], State] = {}
-        self._pending: dict[tuple[str, str], list[tuple[Keys, Keys, Weights]]] = {}
+        self._pending: dict[tuple[str, str], list[tuple[Keys, Weights | None]]] = {}
         self._pending_pixels = 0
-        self._pixels = 0
+        self._paths: set[str] = set()
 
     def add(
         self, sample: Sample, image_score: float, anomaly_map: ArrayLike | None = None, mask: ArrayLike | None = None
@@ -480,40 +651,42 @@ class Evaluation:
                 binary, or marks pixels of a good picture; nobody said whether it is good.
         """
         name = str(sample.path)
-        values = None if anomaly_map is None else _as_map(anomaly_map, name)
+        values = None if anomaly_map is None else as_map(anomaly_map, name)
         truth = None if mask is None else as_mask(mask, name)
         if values is not None and truth is not None and values.shape != truth.shape:
             raise MetricError(
                 f"{name}: the anomaly map has shape {values.shape} and the mask {truth.shape}; expected the same."
             )
-        is_anomalous = bool(truth.any()) if sample.is_anomalous is None and truth is not None else sample.is_anomalous
+        defective = -1 if truth is None else int(np.count_nonzero(truth))
+        is_anomalous = defective > 0 if sample.is_anomalous is None and truth is not None else sample.is_anomalous
         if is_anomalous is None:
             raise MetricError(f"{name} has neither a label nor a mask; expected to know whether it is good.")
-        if not is_anomalous and truth is None and values is not None:
-            truth = np.zeros(values.shape, bool)
+        if not is_anomalous and defective > 0:
+            raise MetricError(
+                f"{name} is labelled good, but its mask marks {defective} pixels; expected an empty mask or none."
+            )
+        _refuse_duplicates([name], self._paths)
+        self._paths.add(name)
+        pixels = 0 if values is None else values.size if np.isfinite(values).all() else -1
         key = (sample.category, (sample.defect or "defective") if is_anomalous else "")
         state = self._states.setdefault(key, State())
-        _refuse_duplicates([name], state.pictures)
-        pixels = 0 if values is None else values.size if np.isfinite(values).all() else -1
-        defective = -1 if truth is None else int(np.count_nonzero(truth))
         state.pictures[name] = Picture(name, float(image_score), is_anomalous, sample.part, defective, pixels)
-        if values is not None and truth is not None and pixels > 0:
-            self._add_map(key, values, truth)
+        if values is not None and pixels > 0 and (truth is not None or not is_anomalous):
+            self._add_map(key, values, truth if defective > 0 else None)
 
-    def _add_map(self, key: tuple[str, str], values: NDArray[np.float32], truth: NDArray[np.bool_]) -> None:
+    def _add_map(self, key: tuple[str, str], values: NDArray[np.float32], truth: NDArray[np.bool_] | None) -> None:
         state = self._states[key]
         state.low, state.high = min(state.low, float(values.min())), max(state.high, float(values.max()))
         keys = to_keys(values)
-        if truth.any():
+        pending = self._pending.setdefault(key, [])
+        if truth is not None:
             weights, regions = _weights(truth)
             state.regions += regions
-            entry = (keys[~truth], keys[truth], weights)
-        else:
-            entry = (keys.ravel(), np.empty(0, np.uint32), np.empty((0, 3), np.int64))
-        self._pending.setdefault(key, []).append(entry)
+            pending.append((keys[truth], weights))
+            keys = keys[~truth]
+        pending.append((keys.ravel(), None))
         self._pending_pixels += values.size
-        self._pixels += values.size
-        if self._pending_pixels > max(_PENDING_PIXELS, self._held if self.is_exact else 0):
+        if self._pending_pixels > _PENDING_PIXELS and not self.is_exact:
             self._flush()
 
     @property
@@ -522,41 +695,152 @@ class Evaluation:
         return self.mode == "exact" or (self.mode == "auto" and self._pixels <= EXACT_PIXELS)
 
     @property
-    def _held(self) -> int:
-        return sum(state.normal.keys.size + state.anomalous.keys.size for state in self._states.values())
+    def _pixels(self) -> int:
+        return self._pending_pixels + sum(state.pixels for state in self._states.values())
 
     def _flush(self) -> None:
         for key, entries in self._pending.items():
             state = self._states[key]
-            normal, anomalous, weights = (list(column) for column in zip(*entries, strict=True))
-            state.normal = state.normal + Histogram.of(np.concatenate(normal))
-            state.anomalous = state.anomalous + Histogram.of(np.concatenate(anomalous), np.concatenate(weights))
-        self._pending, self._pending_pixels = {}, 0
+            state.normal = _extended(state.normal, [(keys, None) for keys, weights in entries if weights is None])
+            state.anomalous = _extended(state.anomalous, [entry for entry in entries if entry[1] is not None])
         if not self.is_exact:
             self._states = {key: state.coarsened() for key, state in self._states.items()}
+        self._pending, self._pending_pixels = {}, 0
+
+    def __add__(self, other: "Evaluation") -> "Evaluation":
+        """Both together, as if one evaluation had seen all pictures."""
+        if self.mode != other.mode:
+            raise MetricError(
+                f"one evaluation is in mode {self.mode} and the other in mode {other.mode}; expected the same."
+            )
+        _refuse_duplicates(self._paths, other._paths)
+        self._flush()
+        other._flush()
+        result = Evaluation(self.mode)
+        result._paths = self._paths | other._paths
+        for one in (self, other):
+            for key, state in one._states.items():
+                result._states[key] = result._states.get(key, State()) + state
+        result._flush()
+        return result
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes everything collected to a safetensors file, to be loaded, added to and merged later."""
+        self._flush()
+        keys = sorted(self._states)
+        arrays = {
+            f"{index}.{name}": np.ascontiguousarray(array)
+            for index, key in enumerate(keys)
+            for name, array in self._states[key].to_arrays().items()
+        }
+        temporary = Path(f"{os.fspath(path)}.part")
+        save_file(arrays, temporary, {"blemish evaluation": "1", "mode": self.mode, "states": json.dumps(keys)})
+        temporary.replace(path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Evaluation":
+        """The evaluation that was saved to a file.
+
+        Raises:
+            MetricError: it can't be read, or is something else.
+        """
+        try:
+            with safe_open(path, "numpy") as file:
+                about = file.metadata() or {}
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        except (OSError, SafetensorError) as error:
+            raise MetricError(f"{path}: can't be read as a saved evaluation ({error}).") from error
+        if about.get("blemish evaluation") != "1":
+            raise MetricError(f"{path} is not an evaluation saved by this version; expected a file of Evaluation.save.")
+        result = cls(cast(Mode, about["mode"]))
+        for index, key in enumerate(json.loads(about["states"])):
+            start = f"{index}."
+            own = {name.removeprefix(start): array for name, array in arrays.items() if name.startswith(start)}
+            result._states[tuple(key)] = State.from_arrays(own)
+        result._paths = {path for state in result._states.values() for path in state.pictures}
+        return result
 
     def compute(self, options: Options | None = None) -> Results:
-        """Every metric of every category and kind of defect."""
+        """Every metric of every category and kind of defect.
+
+        Raises:
+            MetricError: there are no pictures.
+        """
         options = options or Options()
         self._flush()
+        if not self._paths:
+            raise MetricError("there is nothing to evaluate (0 pictures); expected at least one.")
         metrics, by_defect, undefined = {}, {}, {}
+        notes = [] if self.is_exact else [_STREAMING]
         for category in sorted({category for category, _ in self._states}):
             states = {defect: state for (name, defect), state in sorted(self._states.items()) if name == category}
-            good = states.pop("", State())
-            together = sum(states.values(), good)
-            metrics[category], undefined[category] = _values(Evidence(together, good, options, category))
+            good = (states.pop(""),) if "" in states else ()
+            everything = Evidence(good, tuple(states.values()), options, category)
+            metrics[category], undefined[category] = _values(everything)
             by_defect[category] = {
-                defect: _values(Evidence(state + good, good, options, category))[0] for defect, state in states.items()
+                defect: _values(Evidence(good, (state,), options, category))[0] for defect, state in states.items()
             }
-        if not metrics:
-            raise MetricError("there is nothing to evaluate (0 pictures); expected at least one.")
+            notes += _notes(category, everything.pictures)
         mean = {
             name: float(np.mean([values[name] for values in metrics.values() if name in values]))
             for name in all_metrics()
             if any(name in values for values in metrics.values())
         }
         mode: Literal["exact", "streaming"] = "exact" if self.is_exact else "streaming"
-        return Results(metrics, mean, by_defect, undefined, options.protocol, mode, [])
+        return Results(metrics, mean, by_defect, undefined, options.protocol, mode, notes)
+
+
+def evaluate(
+    anomaly_maps: ArrayLike,
+    masks: ArrayLike,
+    image_scores: ArrayLike | None = None,
+    *,
+    mode: Mode = "auto",
+    options: Options | None = None,
+) -> Results:
+    """All metrics of maps and masks in memory, as one category named "all".
+
+    Args:
+        anomaly_maps: N maps (H, W), higher = more abnormal: an array (N, H, W) or a sequence.
+        masks: N masks (H, W), non-zero where defective; a picture without such pixels is good.
+        image_scores: (N,) scores of the pictures; the maximum of the map when not given.
+        mode: "exact", "streaming", or "auto" for what fits the size.
+        options: How to compute.
+
+    Raises:
+        MetricError: as `Evaluation.add`, or the numbers of maps, masks and scores differ.
+
+    >>> masks = np.eye(2)[:, :, None]
+    >>> evaluate(masks + 0.5, masks).mean["pixel_auroc"]
+    1.0
+    """
+    if len(anomaly_maps) != len(masks) or (image_scores is not None and len(image_scores) != len(masks)):
+        scores = "no" if image_scores is None else len(image_scores)
+        raise MetricError(
+            f"there are {len(anomaly_maps)} anomaly maps, {len(masks)} masks and {scores} image scores; "
+            "expected the same number of each."
+        )
+    evaluation = Evaluation(mode)
+    for index, (values, mask) in enumerate(zip(anomaly_maps, masks, strict=True)):
+        sample = Sample(path=Path(f"picture {index}"), category="all", split="test", is_anomalous=None)
+        score = _as_array(values).max() if image_scores is None else image_scores[index]
+        evaluation.add(sample, float(score), values, mask)
+    return evaluation.compute(options)
+
+
+def _notes(category: str, pictures: Sequence[Picture]) -> list[str]:
+    """What a reader of the numbers should know about the masks."""
+    defective = sorted(picture for picture in pictures if picture.is_anomalous and picture.pixels)
+    cases = (
+        (-1, "have no mask, so that their maps are left out of pixel metrics"),
+        (0, "have a mask without defective pixels, so that all their pixels count as normal"),
+    )
+    notes = []
+    for pixels, meaning in cases:
+        found = [picture.path for picture in defective if picture.defective_pixels == pixels]
+        if found:
+            notes.append(f"{category}: {len(found)} of {len(defective)} defective pictures {meaning} ({found[0]}).")
+    return notes
 
 
 def _values(evidence: Evidence) -> tuple[dict[str, float], dict[str, str]]:
@@ -571,13 +855,30 @@ def _values(evidence: Evidence) -> tuple[dict[str, float], dict[str, str]]:
     return values, undefined
 
 
+def _extended(histogram: Histogram, entries: Sequence[tuple[Keys, Weights | None]]) -> Histogram:
+    """The histogram with the pixels of more pictures."""
+    if not entries:
+        return histogram
+    keys = np.concatenate([keys for keys, _ in entries])
+    atom = np.concatenate([is_atom(keys) for keys, _ in entries])
+    parts = [weights for _, weights in entries if weights is not None]
+    weights = np.concatenate(parts) if parts else None
+    spread, atoms = (
+        cells.plus(keys[chosen], None if weights is None else weights[chosen]) if chosen.any() else cells
+        for cells, chosen in ((histogram.spread, ~atom), (histogram.atoms, atom))
+    )
+    return Histogram(spread, atoms)
+
+
 def _weights(truth: NDArray[np.bool_]) -> tuple[Weights, int]:
     """For each defective pixel, row by row: 1, 1 / area of its region, 1 / area of all; and the regions."""
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(truth.view(np.uint8), connectivity=8)
+    rows, columns = (np.flatnonzero(truth.any(axis=axis)) for axis in (1, 0))
+    box = truth[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(box.astype(np.uint8), connectivity=8)
     areas = stats[:, cv2.CC_STAT_AREA].astype(np.int64)
     weights = np.empty((int(areas[1:].sum()), 3), np.int64)
     weights[:, 0] = 1
-    weights[:, 1] = ((_UNIT + areas // 2) // np.maximum(areas, 1))[labels[truth]]
+    weights[:, 1] = ((_UNIT + areas // 2) // np.maximum(areas, 1))[labels[box]]
     weights[:, 2] = (_UNIT + len(weights) // 2) // len(weights)
     return weights, count - 1
 
@@ -587,7 +888,12 @@ def _as_array(values: ArrayLike) -> NDArray[Any]:
     return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
 
 
-def _as_map(values: ArrayLike, name: str) -> NDArray[np.float32]:
+def as_map(values: ArrayLike, name: str) -> NDArray[np.float32]:
+    """An anomaly map as (H, W) float32.
+
+    Raises:
+        MetricError: it has another shape, or does not hold numbers.
+    """
     array = _as_array(values)
     if array.ndim != 2 or not array.size or array.dtype.kind not in "fiub":
         raise MetricError(f"{name}: the anomaly map has shape {array.shape} {array.dtype}; expected (H, W) numbers.")
