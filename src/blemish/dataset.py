@@ -316,7 +316,11 @@ def _recognise(layout: str, root: Path) -> tuple[Layout, list[str]]:
         return modules[matching[0]], found[matching[0]]
     if matching:
         raise DatasetError(f"{root} could be any of {', '.join(matching)}; name one with --dataset.")
-    expected = "any known layout" if layout == "auto" else f"the {modules[layout].TITLE}"
+    expected = "any known layout" if layout == "auto" else f'the layout "{layout}"'
+    if root.is_file():
+        raise DatasetError(
+            f"{root} does not have {expected}; expected a folder of pictures, or a manifest ending in .csv or .jsonl."
+        )
     raise DatasetError(
         f"{root} does not have {expected} (found: {_inside(root)}). Put good pictures into train/good, "
         "or see docs/data.md for the layouts and manifests that are understood."
@@ -387,8 +391,6 @@ def _hash(seed: str, text: str) -> bytes:
 
 def _inside(folder: Path) -> str:
     """What is in a folder, in words, for messages."""
-    if not folder.is_dir():
-        return "a file"
     names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") or "nothing"
 
@@ -431,8 +433,8 @@ def _sentence(data: Dataset, category: str) -> str:
         for kind, number in counts.items()
         if number or (is_labelled and kind != "unlabelled")
     ]
-    tested = f"{' and '.join(test)} to test" if test else "none to test"
-    return f"{data.title}, category {category}: {learn}, {tested}{_masks(data.test)}."
+    tested = " and ".join(filter(None, (", ".join(test[:-1]), test[-1]))) if test else "none"
+    return f"{data.title}, category {category}: {learn}, {tested} to test{_masks(data.test)}."
 
 
 def _masks(test: Iterable[Sample]) -> str:

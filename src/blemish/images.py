@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
-from PIL.TiffImagePlugin import ImageFileDirectory_v2
+from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 
 from blemish.errors import ConfigError, ImageError, ShapeError
 from blemish.types import Failure
@@ -135,13 +135,13 @@ def to_chw(picture: Picture, preprocessing: Preprocessing, name: str = "image") 
         ImageError: the picture has more than 8 bit and there is no rule for that, or a pixel that is
             NaN or infinite.
     """
+    if picture.dtype.kind == "f":
+        picture = _checked(picture, name)
     if picture.ndim == 2:
         picture = np.repeat(picture[:, :, None], 3, axis=2)
     if picture.ndim != 3 or picture.shape[2] != 3 or 0 in picture.shape:
         raise ShapeError(f"{name} has shape {picture.shape}; expected (H, W, 3) or (H, W), one picture.")
-    if picture.dtype.kind == "f":
-        picture = _checked(picture, name)
-    elif picture.dtype not in (np.uint8, np.uint16):
+    if picture.dtype not in (np.uint8, np.uint16, np.float32):
         raise ShapeError(f"{name} has {picture.dtype} pixels; expected uint8, uint16 or floating point.")
     resized = resize(picture, preprocessing.image_size)
     if picture.dtype == np.uint8:
@@ -352,10 +352,10 @@ def _unreadable(name: str, error: Exception) -> ImageError:
 
 def _is_deep(opened: Image.Image) -> bool:
     """Whether the opened file has more than 8 bit a channel, also where Pillow would drop them."""
-    if opened.mode.startswith(("I", "F")):
-        return True
-    # Of a BMP, 16 counts the bits of all channels.
-    return opened.format != "BMP" and any(";16" in str(tile) for tile in getattr(opened, "tile", ()))
+    if isinstance(opened, TiffImageFile):
+        return bool(max(opened.tag_v2.get(258, (1,))) > 8)  # bits a sample
+    # A 16-bit BMP has 16 bit for all channels together.
+    return opened.mode.startswith("I") or (opened.format == "PNG" and ";16" in str(getattr(opened, "tile", "")))
 
 
 def _decode(content: bytes) -> Picture:

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-from trees import TREES, Counts, Tree, grow
 
 from blemish import registry
 from blemish.dataset import Dataset, open_dataset, read_mask
+from trees import TREES, Counts, Tree, grow
 
 LAYOUTS = registry.names("datasets")
 

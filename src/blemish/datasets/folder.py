@@ -21,7 +21,7 @@ from blemish.dataset import BAD_WORDS, GOOD_WORDS, MASK_FOLDERS, masks_beside, m
 from blemish.errors import DatasetError
 from blemish.types import Sample, Split
 
-TITLE = "Folder"
+TITLE = "Folder of pictures"
 LEARNS_FROM = "good"
 
 # What they hold is not said by their names alone, so that they are no categories of good pictures.
