@@ -379,3 +379,11 @@ def test_docs_name_every_layout_and_word() -> None:
     assert [name for name in registry.names("datasets") if f"`{name}`" not in text] == []
     listed = {found for line in text.splitlines() for found in re.findall(r"`([a-z_0-9]+)`", line)}
     assert listed >= GOOD_WORDS | BAD_WORDS | MASK_FOLDERS
+
+
+def test_a_folder_that_may_not_be_opened_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert refusal(tmp_path) == "ROOT can't be opened (Permission denied); expected a folder to read."

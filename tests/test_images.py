@@ -472,6 +472,10 @@ class TestListPictures:
         assert images.is_picture(Path("x/a.PNG"))
         assert not images.is_picture(Path("x/.a.png"))
 
+    def test_no_folder(self, tmp_path: Path) -> None:
+        with pytest.raises(ImageError, match=r"gone can't be opened \(No such file.*\); expected a folder of pictures"):
+            images.list_pictures(tmp_path / "gone")
+
 
 class TestDrawing:
     def test_heatmap_runs_from_blue_to_red(self) -> None:

@@ -161,7 +161,7 @@ def open_dataset(
     wanted = _wanted(category, found, root)
     samples = [sample for name in wanted for sample in module.read(root, name)]
     if train_dir is not None:
-        samples = _with_train_dir(samples, root / train_dir, wanted)
+        samples = _with_train_dir(samples, (root.parent if root.is_file() else root) / train_dir, wanted)
     held_out = _hold_out(samples, validation_fraction, seed)
     held_out.sort(key=lambda sample: (sample.category, str(sample.path)))
     return Dataset(module.TITLE, root, tuple(held_out), tuple(wanted), module.LEARNS_FROM)
@@ -248,11 +248,14 @@ def subfolders(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(names)]
 
 
-def category_folders(root: Path, is_category: Callable[[Path], bool]) -> dict[str, Path]:
-    """The folders of the categories in `root`, by name: `root` itself if it is one, else those directly in it."""
-    if is_category(root):
-        return {root.name: root}
-    return {folder.name: folder for folder in subfolders(root) if is_category(folder)}
+def category_names(root: Path, is_category: Callable[[Path], bool]) -> list[str]:
+    """The categories in `root`: itself if it is one, else the folders directly in it that are; sorted."""
+    return [folder.name for folder in ([root] if is_category(root) else filter(is_category, subfolders(root)))]
+
+
+def category_folder(root: Path, category: str, is_category: Callable[[Path], bool]) -> Path:
+    """The folder of one of `category_names`, found without looking at the others."""
+    return root if is_category(root) else root / category
 
 
 def masks_in(*folders: Path) -> dict[str, tuple[Path, ...]]:

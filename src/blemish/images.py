@@ -84,7 +84,11 @@ def is_picture(path: Path) -> bool:
 
 
 def list_pictures(folder: Path) -> list[Path]:
-    """The pictures directly in `folder`, sorted by name."""
+    """The pictures directly in `folder`, sorted by name.
+
+    Raises:
+        ImageError: it can't be opened.
+    """
     return [folder / name for name in sorted(_picture_names(folder))]
 
 
@@ -303,8 +307,11 @@ def encode_png(picture: NDArray[np.uint8]) -> bytes:
 
 
 def _picture_names(folder: Path) -> Iterator[str]:
-    with os.scandir(folder) as entries:  # tells files from folders without asking for each
-        yield from (entry.name for entry in entries if _is_picture(entry.name) and not entry.is_dir())
+    try:
+        with os.scandir(folder) as entries:  # tells files from folders without asking for each
+            yield from (entry.name for entry in entries if _is_picture(entry.name) and not entry.is_dir())
+    except OSError as error:
+        raise ImageError(f"{folder} can't be opened ({error.strerror}); expected a folder of pictures.") from error
 
 
 def _is_picture(name: str) -> bool:

@@ -17,7 +17,17 @@ those of `dataset.py`, in any case.
 from pathlib import Path
 
 from blemish import images
-from blemish.dataset import BAD_WORDS, GOOD_WORDS, MASK_FOLDERS, masks_beside, masks_in, split_good, subfolders, word
+from blemish.dataset import (
+    BAD_WORDS,
+    GOOD_WORDS,
+    MASK_FOLDERS,
+    category_folder,
+    masks_beside,
+    masks_in,
+    split_good,
+    subfolders,
+    word,
+)
 from blemish.errors import DatasetError
 from blemish.types import Sample, Split
 
@@ -30,12 +40,14 @@ _NO_CATEGORIES = MASK_FOLDERS | {"train", "test", "val", "valid", "validation"}
 
 def categories(root: Path) -> list[str]:
     """The folder itself, or those directly in it that hold pictures."""
-    return sorted(_category_folders(root))
+    if _is_category(root):
+        return [root.name]
+    return [place.name for place in _inside(root) if _is_sorted(place) or images.has_pictures(place)]
 
 
 def read(root: Path, category: str) -> list[Sample]:
     """All pictures of one category, good ones split if there are others."""
-    folder = _category_folders(root)[category]
+    folder = category_folder(root, category, _is_category)
     mask_folders = [place for place in subfolders(folder) if word(place.name) in MASK_FOLDERS]
     samples = []
     owner: dict[Path, Path] = {}
@@ -56,12 +68,15 @@ def read(root: Path, category: str) -> list[Sample]:
     return split_good(samples)
 
 
-def _category_folders(root: Path) -> dict[str, Path]:
-    inside = [place for place in subfolders(root) if word(place.name) not in _NO_CATEGORIES]
-    are_sorted = any(map(_is_sorted, inside))
-    if _is_sorted(root) or (root.is_dir() and images.has_pictures(root) and not are_sorted):
-        return {root.name: root}
-    return {place.name: place for place in inside if _is_sorted(place) or images.has_pictures(place)}
+def _is_category(root: Path) -> bool:
+    """Whether it is one category: sorted, or with pictures and no sorted folders, to which those are a trifle."""
+    if _is_sorted(root):
+        return True
+    return root.is_dir() and images.has_pictures(root) and not any(map(_is_sorted, _inside(root)))
+
+
+def _inside(root: Path) -> list[Path]:
+    return [place for place in subfolders(root) if word(place.name) not in _NO_CATEGORIES]
 
 
 def _is_sorted(folder: Path) -> bool:

@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 
 from blemish import images
-from blemish.dataset import category_folders, masks_beside, split_good, subfolders
+from blemish.dataset import category_folder, category_names, masks_beside, split_good, subfolders
 from blemish.errors import ImageError
 from blemish.types import Sample, Split
 
@@ -26,13 +26,13 @@ _SPLITS: dict[str, Split] = {"train": "train", "test": "test"}
 
 def categories(root: Path) -> list[str]:
     """The folders that hold parts kos01, kos02, … or a train or test folder of pictures and their _GT."""
-    return sorted(category_folders(root, _is_category))
+    return category_names(root, _is_category)
 
 
 def read(root: Path, category: str) -> list[Sample]:
     """All pictures of one category; every mask is looked at."""
     samples = []
-    for folder in filter(_is_place, subfolders(category_folders(root, _is_category)[category])):
+    for folder in filter(_is_place, subfolders(category_folder(root, category, _is_category))):
         split = _SPLITS.get(folder.name.lower())
         for path, masks in masks_beside(images.list_pictures(folder)).items():
             is_anomalous = _is_marked(masks)

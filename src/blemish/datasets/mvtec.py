@@ -21,7 +21,7 @@ The relatives differ by words, which the tables below hold:
 from pathlib import Path
 
 from blemish import images
-from blemish.dataset import GOOD_WORDS, MASK_FOLDERS, category_folders, masks_in, subfolders, word
+from blemish.dataset import GOOD_WORDS, MASK_FOLDERS, category_folder, category_names, masks_in, subfolders, word
 from blemish.types import Sample, Split
 
 TITLE = "MVTec layout"
@@ -43,12 +43,12 @@ _PICTURE_FOLDERS = ("rgb", "img")
 
 def categories(root: Path) -> list[str]:
     """The folders that hold a train or test folder with folders (and no pictures) in it."""
-    return sorted(category_folders(root, _is_category))
+    return category_names(root, _is_category)
 
 
 def read(root: Path, category: str) -> list[Sample]:
     """All pictures of one category; those directly in a test folder are unlabelled."""
-    folder = category_folders(root, _is_category)[category]
+    folder = category_folder(root, category, _is_category)
     samples = []
     for place in subfolders(folder):
         if word(place.name) not in _FOLDERS:

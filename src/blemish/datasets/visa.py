@@ -14,7 +14,7 @@ import csv
 from pathlib import Path
 
 from blemish import images
-from blemish.dataset import category_folders, masks_in
+from blemish.dataset import category_folder, category_names, masks_in
 from blemish.errors import DatasetError
 from blemish.types import Sample, Split
 
@@ -28,12 +28,12 @@ _LABELS = {"normal": ("Normal", False), "anomaly": ("Anomaly", True)}
 
 def categories(root: Path) -> list[str]:
     """The folders that hold Data/Images, where there is a split file."""
-    return sorted(category_folders(root, _is_category))
+    return category_names(root, _is_category)
 
 
 def read(root: Path, category: str) -> list[Sample]:
     """The pictures of one category that the split file lists."""
-    folder = category_folders(root, _is_category)[category]
+    folder = category_folder(root, category, _is_category)
     table = folder.parent / _SPLIT_FILE
     pictures = {
         label: {path.name: path for path in images.list_pictures(place)}
