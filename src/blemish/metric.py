@@ -24,11 +24,12 @@ The exact mode is the same state without the bound.
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias, cast
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar, cast
 
 import cv2
 import numpy as np
@@ -41,11 +42,15 @@ from blemish.errors import MetricError
 from blemish.types import Sample
 
 Level = Literal["image", "pixel", "region", "part"]
+CurveKind = Literal["image", "part", "pixel", "region", "picture"]
 Mode = Literal["auto", "exact", "streaming"]
 Protocol = Literal["default", "ader", "adeval"]
 Floats: TypeAlias = NDArray[np.float64]
 Keys: TypeAlias = NDArray[np.uint32]
 Weights: TypeAlias = NDArray[np.int64]
+Kept = TypeVar("Kept")
+Key: TypeAlias = tuple[str, str, int]
+"""Category, kind of defect ("" for good) and group of pictures (0 where there are none)."""
 ArrayLike: TypeAlias = Any
 """A NumPy array, a torch tensor, or what `numpy.asarray` takes."""
 
@@ -59,10 +64,17 @@ CELLS = 2**15
 """Cells that one histogram keeps in streaming mode, at most."""
 EXACT_PIXELS = 2**24
 """Pixels up to which the mode "auto" is exact: 256 maps of 256x256."""
+GROUPS = 64
+"""Groups of pictures that intervals are drawn from: all that is known of a group's pixels is their
+sum, so that memory stays bounded."""
+_RESAMPLED_KEYS = 4096
 _PENDING_PIXELS = 2**20
 _ATOM_PIXELS, _ATOM_SHARE = 4, 16384
 _UNIT = 2**40
 _ONE = 0xBF800000
+_COLUMNS: Mapping[str, int] = {"pixel": 0, "region": 1, "picture": 2}
+_PLURAL: Mapping[Level, str] = {"image": "pictures", "part": "parts", "pixel": "pixels", "region": "regions"}
+_FORMAT = "blemish evaluation 1"
 _CELLS = ("normal.spread", "normal.atoms", "anomalous.spread", "anomalous.atoms")
 _STREAMING = (
     "Map values were counted in cells (streaming mode), which agrees with exact values to about 1e-4; "
@@ -83,6 +95,14 @@ class Undefined(Exception):  # noqa: N818 - an outcome, not an error
 
 class NotAsked(Undefined):
     """The metric is about something that was not given (parts, a threshold), so it is left out."""
+
+
+class PictureError(MetricError):
+    """One picture can't be evaluated: what is wrong with it, and what was expected instead."""
+
+    def __init__(self, name: str, wrong: str, expected: str) -> None:
+        super().__init__(f"{name}: {wrong}; expected {expected}.")
+        self.expected = expected
 
 
 Compute: TypeAlias = "Callable[[Evidence], float]"
@@ -394,15 +414,20 @@ class State:
             max(self.high, other.high),
         )
 
-    def coarsened(self) -> "State":
+    @cached_property
+    def group(self) -> int:
+        """The group of its pictures, where an evaluation keeps them in groups."""
+        return group_of(next(iter(self.pictures.values())))
+
+    def coarsened(self, budget: int) -> "State":
         """The same in bounded memory."""
-        return replace(self, normal=self.normal.coarsened(CELLS), anomalous=self.anomalous.coarsened(CELLS))
+        return replace(self, normal=self.normal.coarsened(budget), anomalous=self.anomalous.coarsened(budget))
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Everything as named arrays; equal states give equal arrays, in whatever order they grew."""
         pictures = sorted(self.pictures.values())
         texts = json.dumps([[picture.path, picture.part] for picture in pictures]).encode()
-        arrays = {
+        arrays: dict[str, NDArray[Any]] = {
             "texts": np.frombuffer(texts, np.uint8),
             "image_scores": np.array([picture.image_score for picture in pictures], np.float64),
             "labels": np.array([picture.is_anomalous for picture in pictures], np.uint8),
@@ -427,12 +452,17 @@ class State:
         return cls(pictures, Histogram(*cells[:2]), Histogram(*cells[2:]), int(arrays["regions"][0]), low, high)
 
 
+def group_of(picture: Picture) -> int:
+    """Which of `GROUPS` a picture belongs to; the views of one part stay together."""
+    return zlib.crc32((picture.part or picture.path).encode("utf-8", "surrogateescape")) % GROUPS
+
+
 def _refuse_duplicates(one: Iterable[str], two: Iterable[str]) -> None:
     both = sorted(set(one) & set(two))
     if both:
         raise MetricError(
-            f"{both[0]} is there twice, as {len(both)} picture(s) are; expected every path once: "
-            "a picture that counts twice shifts every metric."
+            f"{both[0]} is in both evaluations, as {len(both)} pictures are; expected every path once, "
+            "because each copy shifts every metric."
         )
 
 
@@ -448,6 +478,10 @@ class Options:
     """The false-positive rate up to which AUPRO is taken; the area is divided by it."""
     thresholds: Mapping[str, float] = field(default_factory=dict)
     """The calibrated threshold of each category; "" stands for all others."""
+    resamples: int = 0
+    """How often to draw the pictures again, for intervals; 200 is enough."""
+    seed: int = 0
+    """Decides which pictures are drawn."""
 
 
 @dataclass(frozen=True)
@@ -464,15 +498,20 @@ class Evidence:
 
     def value(self, name: str) -> float:
         """The metric of that name on this evidence."""
-        if name not in self._values:
-            metric = all_metrics()[name]
-            variants = [metric.variants[key] for key in PROTOCOLS[self.options.protocol] if key in metric.variants]
-            self._values[name] = (variants or [metric.compute])[0](self)
-        return self._values[name]
+        metric = all_metrics()[name]
+        variants = [metric.variants[key] for key in PROTOCOLS[self.options.protocol] if key in metric.variants]
+        return self.keep(("value", name), partial((variants or [metric.compute])[0], self))
 
     @cached_property
-    def _values(self) -> dict[str, float]:
+    def _kept(self) -> dict[Hashable, Any]:
+        """What several metrics need, computed once."""
         return {}
+
+    def keep(self, key: Hashable, compute: Callable[[], Kept]) -> Kept:
+        """What was computed under `key`, now or before."""
+        if key not in self._kept:
+            self._kept[key] = compute()
+        return cast(Kept, self._kept[key])
 
     @cached_property
     def pictures(self) -> list[Picture]:
@@ -491,47 +530,55 @@ class Evidence:
 
     def scores(self, level: Level) -> tuple[Floats, NDArray[np.bool_]]:
         """Scores and labels of pictures, or of parts: the highest score, and any label, of its views."""
+        scores, labels, _ = self.keep(("units", level), partial(self.units, level))
+        if labels.all() or not labels.any():
+            raise Undefined(f"there are no {'good' if labels.all() else 'defective'} {_PLURAL[level]}")
+        return scores, labels
+
+    def units(self, level: Level) -> tuple[Floats, NDArray[np.bool_], NDArray[np.int64]]:
+        """Scores, labels and groups of pictures or parts."""
         pictures = self.pictures
         if level == "part" and not any(picture.part for picture in pictures):
             raise NotAsked("no picture says which part it shows")
         bad = [picture.path for picture in pictures if not np.isfinite(picture.image_score)]
         if bad:
             raise Undefined(f"the score of {min(bad)} is not finite ({len(bad)} of {len(pictures)} pictures)")
-        found: dict[str, tuple[float, bool]] = {}
+        found: dict[str, tuple[float, bool, int]] = {}
         for picture in pictures:
             key = (level == "part" and picture.part) or f"\0{picture.path}"
-            score, is_anomalous = found.get(key, (-np.inf, False))
-            score = max(score, picture.image_score)
-            found[key] = (score, is_anomalous or self._is_anomalous(picture))
-        scores = np.array([score for score, _ in found.values()])
-        labels = np.array([label for _, label in found.values()], bool)
-        if labels.all() or not labels.any():
-            raise Undefined(f"there are no {'good' if labels.all() else 'defective'} {level}s")
-        return scores, labels
+            score, is_anomalous, _ = found.get(key, (-np.inf, False, 0))
+            score, is_anomalous = max(score, picture.image_score), is_anomalous or self._is_anomalous(picture)
+            found[key] = (score, is_anomalous, group_of(picture))
+        scores, labels, groups = zip(*found.values(), strict=True)
+        return np.array(scores, np.float64), np.array(labels, bool), np.array(groups, np.int64)
 
     def _is_anomalous(self, picture: Picture) -> bool:
         if self.options.protocol == "default" or picture.defective_pixels < 0:
             return picture.is_anomalous
         return picture.defective_pixels > 0
 
-    def curve(self, level: Level) -> Curve:
-        """The curve whose areas are ROC, precision-recall and, for regions, per-region overlap."""
-        if level not in self._curves:
-            if level in {"image", "part"}:
-                scores, labels = self.scores(level)
-                ranks = np.unique(scores, return_inverse=True)[1].astype(np.uint32)
-                good, bad = (Cells.empty(1).plus(ranks[chosen]) for chosen in (~labels, labels))
-                self._curves[level] = Curve.of(
-                    Pile((Histogram(good, good.empty(1)),)), Pile((Histogram(bad, bad.empty(1)),))
-                )
-            else:
-                self.need_pixels()
-                self._curves[level] = Curve.of(self.normal, self.anomalous, 0 if level == "pixel" else 1)
-        return self._curves[level]
+    def curve(self, kind: CurveKind) -> Curve:
+        """The curve of which areas are taken.
 
-    @cached_property
-    def _curves(self) -> dict[Level, Curve]:
-        return {}
+        Args:
+            kind: "image" and "part" count pictures and parts; "pixel" counts defective pixels,
+                "region" weighs every region the same, both against the normal pixels of all
+                pictures; "picture" weighs the defect of every picture the same, against the pixels
+                of good pictures.
+        """
+        of = self._ranked if kind in {"image", "part"} else self._counted
+        return self.keep(("curve", kind), partial(of, kind))
+
+    def _ranked(self, kind: CurveKind) -> Curve:
+        scores, labels = self.scores(cast(Level, kind))
+        ranks = np.unique(scores, return_inverse=True)[1].astype(np.uint32)
+        good, bad = (Cells.empty(1).plus(ranks[chosen]) for chosen in (~labels, labels))
+        return Curve.of(Pile((Histogram(good, good.empty(1)),)), Pile((Histogram(bad, bad.empty(1)),)))
+
+    def _counted(self, kind: CurveKind) -> Curve:
+        self.need_pixels()
+        states = self.good if kind == "picture" else (*self.good, *self.defective)
+        return Curve.of(Pile(tuple(state.normal for state in states)), self.anomalous, _COLUMNS[kind])
 
     def need_pixels(self) -> None:
         """Raises `Undefined` unless there are normal and defective pixels with maps."""
@@ -563,13 +610,12 @@ class Evidence:
             level: "pixel" weighs every defective pixel the same, "region" every region.
             or_equal: Whether a value that equals the threshold counts as above.
         """
-        keys = self._keys_above(np.asarray(shares, np.float64), or_equal)
-        column = 0 if level == "pixel" else 1
-        anomalous = self.anomalous
-        called = self.normal.above(keys) + anomalous.above(keys)
-        return anomalous.above(keys, column), called, float(anomalous.totals[column])
+        keys = self.keys_above(np.asarray(shares, np.float64), or_equal)
+        column = _COLUMNS[level]
+        called = self.normal.above(keys) + self.anomalous.above(keys)
+        return self.anomalous.above(keys, column), called, float(self.anomalous.totals[column])
 
-    def _keys_above(self, shares: Floats, or_equal: bool) -> NDArray[np.int64]:
+    def keys_above(self, shares: Floats, or_equal: bool) -> NDArray[np.int64]:
         """The first key that is above each share; all are found by bisection at once."""
         self.need_pixels()
         states = (*self.good, *self.defective)
@@ -596,6 +642,60 @@ class Evidence:
 
 
 @dataclass(frozen=True)
+class Resample(Evidence):
+    """The same pictures, drawn again with replacement, group by group."""
+
+    base: Evidence
+    """The pictures, each once."""
+    copies: NDArray[np.int64]
+    """(GROUPS,) how often each group was drawn."""
+
+    def units(self, level: Level) -> tuple[Floats, NDArray[np.bool_], NDArray[np.int64]]:
+        """Scores, labels and groups of pictures or parts."""
+        scores, labels, groups = self.base.keep(("units", level), partial(self.base.units, level))
+        chosen = np.repeat(np.arange(len(groups)), self.copies[groups])
+        if not chosen.size:
+            raise Undefined("nothing was drawn")
+        return scores[chosen], labels[chosen], groups[chosen]
+
+    def above(
+        self, shares: Sequence[float], *, level: Level = "pixel", or_equal: bool = False
+    ) -> tuple[Floats, Floats, float]:
+        """As for the pictures drawn; the range of the map values is that of all."""
+        keys = self.base.keys_above(np.asarray(shares, np.float64), or_equal)
+        key = ("above", tuple(shares), or_equal)
+        called = self._drawn((*key, "normal"), "normal", keys, 0) + self._drawn((*key, 0), "anomalous", keys, 0)
+        column = _COLUMNS[level]
+        found = self._drawn((*key, column), "anomalous", keys, column)
+        lowest = self._drawn(("all", column), "anomalous", np.zeros(1, np.int64), column)
+        return found, called, self._some(float(lowest[0]), "defective")
+
+    def _counted(self, kind: CurveKind) -> Curve:
+        keys = self.base.curve(kind).keys
+        keys = keys[:: 1 + keys.size // _RESAMPLED_KEYS]
+        false = self._drawn(("false", kind), "normal", np.append(keys, 0), 0, good_only=kind == "picture")
+        true = self._drawn(("true", kind), "anomalous", np.append(keys, 0), _COLUMNS[kind])
+        self._some(true[-1], "defective")
+        return Curve(np.append(keys, 0), false, true, self._some(float(false[-1]), "normal"))
+
+    def _drawn(
+        self, key: Hashable, name: str, keys: NDArray[np.int64], column: int, *, good_only: bool = False
+    ) -> Floats:
+        """The weight at or above `keys`, of the pictures drawn."""
+        states = self.good if good_only else (*self.good, *self.defective)
+        rows = self.base.keep(
+            ("rows", key),
+            lambda: np.stack([Pile((getattr(state, name),)).above(keys, column) for state in states]),
+        )
+        return np.asarray(self.copies[[state.group for state in states]] @ rows)
+
+    def _some(self, total: float, what: str) -> float:
+        if not total:
+            raise Undefined(f"no {what} pixel was drawn")
+        return total
+
+
+@dataclass(frozen=True)
 class Results:
     """All metrics of all categories."""
 
@@ -611,6 +711,8 @@ class Results:
     """Which protocol the values follow."""
     mode: Literal["exact", "streaming"]
     """Whether map values were all kept, or counted in cells."""
+    intervals: dict[str, dict[str, tuple[float, float]]]
+    """{category: {name: (low, high)}}, 95 % bootstrap intervals over pictures, if asked for."""
     notes: list[str]
     """Sentences on how the values came about and what was left out."""
 
@@ -627,10 +729,18 @@ class Evaluation:
     1.0
     """
 
-    def __init__(self, mode: Mode = "auto") -> None:
-        self.mode = mode
-        self._states: dict[tuple[str, str], State] = {}
-        self._pending: dict[tuple[str, str], list[tuple[Keys, Weights | None]]] = {}
+    def __init__(self, mode: Mode = "auto", *, intervals: bool = False) -> None:
+        """Nothing collected yet.
+
+        Args:
+            mode: "exact" keeps all map values, "streaming" counts them in bounded memory, "auto" is
+                exact up to `EXACT_PIXELS`.
+            intervals: Whether to keep what `Options.resamples` needs.
+        """
+        self.mode: Mode = mode
+        self.intervals = intervals
+        self._states: dict[Key, State] = {}
+        self._pending: dict[Key, list[tuple[Keys, Weights | None]]] = {}
         self._pending_pixels = 0
         self._paths: set[str] = set()
 
@@ -654,27 +764,29 @@ class Evaluation:
         values = None if anomaly_map is None else as_map(anomaly_map, name)
         truth = None if mask is None else as_mask(mask, name)
         if values is not None and truth is not None and values.shape != truth.shape:
-            raise MetricError(
-                f"{name}: the anomaly map has shape {values.shape} and the mask {truth.shape}; expected the same."
+            raise PictureError(
+                name, f"the anomaly map has shape {values.shape} and the mask {truth.shape}", "the same shape"
             )
         defective = -1 if truth is None else int(np.count_nonzero(truth))
         is_anomalous = defective > 0 if sample.is_anomalous is None and truth is not None else sample.is_anomalous
         if is_anomalous is None:
-            raise MetricError(f"{name} has neither a label nor a mask; expected to know whether it is good.")
+            raise PictureError(name, "it has neither a label nor a mask", "to know whether it is good")
         if not is_anomalous and defective > 0:
-            raise MetricError(
-                f"{name} is labelled good, but its mask marks {defective} pixels; expected an empty mask or none."
+            raise PictureError(
+                name, f"it is labelled good, but its mask marks {defective} pixels", "an empty mask or none"
             )
-        _refuse_duplicates([name], self._paths)
+        if name in self._paths:
+            raise PictureError(name, "it is there twice", "every path once, because each copy shifts every metric")
         self._paths.add(name)
         pixels = 0 if values is None else values.size if np.isfinite(values).all() else -1
-        key = (sample.category, (sample.defect or "defective") if is_anomalous else "")
-        state = self._states.setdefault(key, State())
-        state.pictures[name] = Picture(name, float(image_score), is_anomalous, sample.part, defective, pixels)
+        picture = Picture(name, float(image_score), is_anomalous, sample.part, defective, pixels)
+        kind = (sample.defect or "defective") if is_anomalous else ""
+        key = (sample.category, kind, group_of(picture) if self.intervals else 0)
+        self._states.setdefault(key, State()).pictures[name] = picture
         if values is not None and pixels > 0 and (truth is not None or not is_anomalous):
             self._add_map(key, values, truth if defective > 0 else None)
 
-    def _add_map(self, key: tuple[str, str], values: NDArray[np.float32], truth: NDArray[np.bool_] | None) -> None:
+    def _add_map(self, key: Key, values: NDArray[np.float32], truth: NDArray[np.bool_] | None) -> None:
         state = self._states[key]
         state.low, state.high = min(state.low, float(values.min())), max(state.high, float(values.max()))
         keys = to_keys(values)
@@ -704,19 +816,21 @@ class Evaluation:
             state.normal = _extended(state.normal, [(keys, None) for keys, weights in entries if weights is None])
             state.anomalous = _extended(state.anomalous, [entry for entry in entries if entry[1] is not None])
         if not self.is_exact:
-            self._states = {key: state.coarsened() for key, state in self._states.items()}
+            budget = CELLS // 16 if self.intervals else CELLS
+            self._states = {key: state.coarsened(budget) for key, state in self._states.items()}
         self._pending, self._pending_pixels = {}, 0
 
     def __add__(self, other: "Evaluation") -> "Evaluation":
         """Both together, as if one evaluation had seen all pictures."""
-        if self.mode != other.mode:
+        if (self.mode, self.intervals) != (other.mode, other.intervals):
             raise MetricError(
-                f"one evaluation is in mode {self.mode} and the other in mode {other.mode}; expected the same."
+                f"one evaluation has mode {self.mode} and intervals {self.intervals}, the other {other.mode} and "
+                f"{other.intervals}; expected the same."
             )
         _refuse_duplicates(self._paths, other._paths)
         self._flush()
         other._flush()
-        result = Evaluation(self.mode)
+        result = Evaluation(self.mode, intervals=self.intervals)
         result._paths = self._paths | other._paths
         for one in (self, other):
             for key, state in one._states.items():
@@ -734,7 +848,9 @@ class Evaluation:
             for name, array in self._states[key].to_arrays().items()
         }
         temporary = Path(f"{os.fspath(path)}.part")
-        save_file(arrays, temporary, {"blemish evaluation": "1", "mode": self.mode, "states": json.dumps(keys)})
+        header = {"mode": self.mode, "intervals": self.intervals, "states": keys}
+        # One entry, because the order of several differs from run to run.
+        save_file(arrays, temporary, {_FORMAT: json.dumps(header)})
         temporary.replace(path)
 
     @classmethod
@@ -750,10 +866,11 @@ class Evaluation:
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         except (OSError, SafetensorError) as error:
             raise MetricError(f"{path}: can't be read as a saved evaluation ({error}).") from error
-        if about.get("blemish evaluation") != "1":
+        if _FORMAT not in about:
             raise MetricError(f"{path} is not an evaluation saved by this version; expected a file of Evaluation.save.")
-        result = cls(cast(Mode, about["mode"]))
-        for index, key in enumerate(json.loads(about["states"])):
+        header = json.loads(about[_FORMAT])
+        result = cls(header["mode"], intervals=header["intervals"])
+        for index, key in enumerate(header["states"]):
             start = f"{index}."
             own = {name.removeprefix(start): array for name, array in arrays.items() if name.startswith(start)}
             result._states[tuple(key)] = State.from_arrays(own)
@@ -770,16 +887,23 @@ class Evaluation:
         self._flush()
         if not self._paths:
             raise MetricError("there is nothing to evaluate (0 pictures); expected at least one.")
-        metrics, by_defect, undefined = {}, {}, {}
+        if options.resamples and not self.intervals:
+            raise MetricError("intervals were asked for, but not collected; start with Evaluation(intervals=True).")
+        metrics, by_defect, undefined, intervals = {}, {}, {}, {}
         notes = [] if self.is_exact else [_STREAMING]
-        for category in sorted({category for category, _ in self._states}):
-            states = {defect: state for (name, defect), state in sorted(self._states.items()) if name == category}
-            good = (states.pop(""),) if "" in states else ()
-            everything = Evidence(good, tuple(states.values()), options, category)
+        for category in sorted({key[0] for key in self._states}):
+            states: dict[str, tuple[State, ...]] = {}
+            for (name, defect, _), state in sorted(self._states.items(), key=lambda item: item[0]):
+                if name == category:
+                    states[defect] = (*states.get(defect, ()), state)
+            good = states.pop("", ())
+            everything = Evidence(good, sum(states.values(), ()), options, category)
             metrics[category], undefined[category] = _values(everything)
             by_defect[category] = {
-                defect: _values(Evidence(good, (state,), options, category))[0] for defect, state in states.items()
+                defect: _values(Evidence(good, found, options, category))[0] for defect, found in states.items()
             }
+            if options.resamples:
+                intervals[category] = _intervals(everything)
             notes += _notes(category, everything.pictures)
         mean = {
             name: float(np.mean([values[name] for values in metrics.values() if name in values]))
@@ -787,7 +911,21 @@ class Evaluation:
             if any(name in values for values in metrics.values())
         }
         mode: Literal["exact", "streaming"] = "exact" if self.is_exact else "streaming"
-        return Results(metrics, mean, by_defect, undefined, options.protocol, mode, notes)
+        return Results(metrics, mean, by_defect, undefined, options.protocol, mode, intervals, notes)
+
+
+def _intervals(evidence: Evidence) -> dict[str, tuple[float, float]]:
+    """For each metric, between which values 95 % of the resamples lie."""
+    generator = np.random.default_rng(evidence.options.seed)
+    groups = np.unique([group_of(picture) for picture in evidence.pictures])
+    drawn: dict[str, list[float]] = {}
+    for _ in range(evidence.options.resamples):
+        copies = np.zeros(GROUPS, np.int64)
+        copies[groups] = generator.multinomial(groups.size, np.full(groups.size, 1 / groups.size))
+        resample = Resample(evidence.good, evidence.defective, evidence.options, evidence.category, evidence, copies)
+        for name, value in _values(resample)[0].items():
+            drawn.setdefault(name, []).append(value)
+    return {name: tuple(np.quantile(values, (0.025, 0.975)).tolist()) for name, values in drawn.items()}
 
 
 def evaluate(
@@ -896,7 +1034,7 @@ def as_map(values: ArrayLike, name: str) -> NDArray[np.float32]:
     """
     array = _as_array(values)
     if array.ndim != 2 or not array.size or array.dtype.kind not in "fiub":
-        raise MetricError(f"{name}: the anomaly map has shape {array.shape} {array.dtype}; expected (H, W) numbers.")
+        raise PictureError(name, f"the anomaly map has shape {array.shape} of {array.dtype}", "(H, W) numbers")
     return np.ascontiguousarray(array, np.float32)
 
 
@@ -908,13 +1046,10 @@ def as_mask(values: ArrayLike, name: str) -> NDArray[np.bool_]:
     """
     array = _as_array(values)
     if array.ndim != 2 or not array.size:
-        raise MetricError(f"{name}: the mask has shape {array.shape}; expected (H, W).")
+        raise PictureError(name, f"the mask has shape {array.shape}", "(H, W)")
     if array.dtype != np.bool_:
         odd = array[(array != 0) & (array != array.max())]
         if odd.size or array.max() not in (0, 1, 255):
             value = odd[0] if odd.size else array.max()
-            raise MetricError(
-                f"{name}: the mask is not binary, it holds {value:g} (and {array.max():g}); expected 0 and 1, "
-                "or 0 and 255. Threshold it first."
-            )
+            raise PictureError(name, f"the mask is not binary, it holds {value:g}", "0 and 1, or 0 and 255")
     return np.ascontiguousarray(array != 0)

@@ -9,7 +9,7 @@ false-positive rate of good pictures between 1e-5 and 1e-4).
 
 import numpy as np
 
-from blemish.metric import Evidence, Metric, Pile, Undefined, edges
+from blemish.metric import Evidence, Metric, Undefined
 
 LOW, HIGH = 1e-5, 1e-4
 
@@ -21,19 +21,18 @@ def aupimo(evidence: Evidence) -> float:
     pixels of good pictures. It is a staircase that falls at each value of a good pixel; where values
     are in cells, it is a slope.
     """
-    evidence.need_pixels()
-    good, anomalous = Pile(tuple(state.normal for state in evidence.good)), evidence.anomalous
     sizes = {picture.pixels for state in evidence.good for picture in state.pictures.values() if picture.pixels}
-    if not good.size:
+    if not sizes:
         raise Undefined("there are no good pictures with maps")
     if len(sizes) > 1:
         raise Undefined(f"good pictures have maps of {len(sizes)} sizes, so that their rates can't be pooled")
-    keys = edges(good.cells)
-    rate = good.above(keys) / good.totals[0]
-    recall = anomalous.above(keys, 2) / anomalous.totals[2]
-    # While the rate climbs from one edge to the next, the threshold lies within a cell; if that is a
-    # single value, it lies just above it.
-    within = np.where(np.diff(keys) == -1, recall[:-1], (recall[:-1] + recall[1:]) / 2)
+    curve = evidence.curve("picture")
+    rate, recall = curve.false / curve.negatives, curve.true / curve.true[-1]
+    # While the rate climbs through a single value, the threshold stays just above it; in a cell, it
+    # moves through.
+    within = np.where(np.diff(curve.keys) == -1, recall[:-1], (recall[:-1] + recall[1:]) / 2)
+    rate = np.append(rate, 1.0)
+    within = np.append(within, 1.0)
     return float(np.sum(np.diff(np.log(np.clip(rate, LOW, HIGH))) * within) / np.log(HIGH / LOW))
 
 
