@@ -382,8 +382,12 @@ def test_docs_name_every_layout_and_word() -> None:
 
 
 def test_a_folder_that_may_not_be_opened_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_: object) -> None:
-        raise PermissionError(13, "Permission denied")
+    scandir = os.scandir
+
+    def refuse(folder: object) -> object:
+        if folder == tmp_path:
+            raise PermissionError(13, "Permission denied")
+        return scandir(folder)
 
     monkeypatch.setattr(os, "scandir", refuse)
     assert refusal(tmp_path) == "ROOT can't be opened (Permission denied); expected a folder to read."
