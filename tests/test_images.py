@@ -105,6 +105,16 @@ KINDS: dict[str, tuple[bytes, np.ndarray, float]] = {
     "palette.bmp": (pil(RAMP, "BMP", "P"), grey(RAMP), 0),
     "palette_transparent.png": (pil(RAMP, "PNG", "P", transparency=0), grey(RAMP), 0),
     "palette_half_transparent.png": (pil(RAMP, "PNG", "P", transparency=bytes([0, 128])), grey(RAMP), 0),
+    "frames.png": (
+        pil(COLOUR, "PNG", save_all=True, append_images=[Image.fromarray(255 - COLOUR)]),
+        COLOUR,
+        0,
+    ),
+    "two_in_one.jpg": (
+        pil(COLOUR, "MPO", quality=100, subsampling=0, save_all=True, append_images=[Image.fromarray(255 - COLOUR)]),
+        COLOUR,
+        6,
+    ),
     "cmyk.tif": (pil(COLOUR, "TIFF", "CMYK"), COLOUR, 0),
     "cmyk.jpg": (pil(COLOUR, "JPEG", "CMYK", quality=100, subsampling=0), COLOUR, 6),
     "ycbcr.tif": (pil(COLOUR, "TIFF", "YCbCr"), COLOUR, 3),
