@@ -30,7 +30,7 @@ import numpy as np
 
 from blemish import images, registry
 from blemish.errors import ConfigError, DatasetError, ImageError, ShapeError, not_among
-from blemish.types import Batch, Failure, Sample, Split
+from blemish.types import Batch, Failure, Preprocessing, Sample, Split
 
 # fmt: off
 GOOD_WORDS = frozenset({
@@ -169,7 +169,7 @@ def open_dataset(
 
 def read_batches(
     samples: Sequence[Sample],
-    preprocessing: images.Preprocessing,
+    preprocessing: Preprocessing,
     batch_size: int,
     failures: list[Failure],
 ) -> Iterator[Batch]:
@@ -207,7 +207,7 @@ def read_batches(
         pool.shutdown(cancel_futures=True)  # nothing is read on for a caller who has left
 
 
-def read_image(sample: Sample, preprocessing: images.Preprocessing) -> images.Floats:
+def read_image(sample: Sample, preprocessing: Preprocessing) -> images.Floats:
     """The picture of one sample, (3, H, W) float32 in [0, 1].
 
     Raises:

@@ -6,7 +6,8 @@
     ├── ImageError       a picture or mask that can't be read or used
     ├── ShapeError       an array of the wrong shape, type or range
     ├── MetricError      scores, maps and masks that can't be evaluated together
-    └── ArtifactError    a saved detector that can't be read or written
+    ├── ArtifactError    a saved detector that can't be read
+    └── OutputError      a file or folder that can't be written
 
 Each message is one sentence or two: what failed, with the value and where; what was expected;
 what to type next. The command line prints the message alone and exits with status 2.
@@ -41,7 +42,11 @@ class MetricError(BlemishError):
 
 
 class ArtifactError(BlemishError):
-    """A saved detector that can't be read or written."""
+    """A saved detector that can't be read."""
+
+
+class OutputError(BlemishError):
+    """A file or folder that can't be written."""
 
 
 def not_among(what: str, name: str, known: Iterable[str]) -> str:

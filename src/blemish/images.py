@@ -11,7 +11,6 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -21,8 +20,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 
-from blemish.errors import ConfigError, ImageError, ShapeError
-from blemish.types import Failure
+from blemish.errors import ImageError, ShapeError
+from blemish.types import Failure, Intensity, Preprocessing
 
 Floats: TypeAlias = NDArray[np.float32]
 Bools: TypeAlias = NDArray[np.bool_]
@@ -45,37 +44,6 @@ _UPRIGHT: dict[int, Callable[[Picture], Picture]] = {
     7: lambda picture: picture[::-1, ::-1].swapaxes(0, 1),
     8: lambda picture: picture[:, ::-1].swapaxes(0, 1),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Intensity:
-    """The one linear rule that brings pictures of more than 8 bit to [0, 1]."""
-
-    low: float
-    """The value that becomes 0."""
-    high: float
-    """The value that becomes 1."""
-
-    def __post_init__(self) -> None:
-        if not self.low < self.high:
-            raise ConfigError(
-                f"--intensity is {self.low:g}:{self.high:g}; expected LOW:HIGH with LOW < HIGH, for example 0:4095."
-            )
-
-
-@dataclass(frozen=True, slots=True)
-class Preprocessing:
-    """Everything done to a picture before a detector sees it; stored with the detector."""
-
-    image_size: tuple[int, int] = (256, 256)
-    """(height, width) that pictures are brought to; the aspect ratio is not kept."""
-    intensity: Intensity | None = None
-    """Rule for pictures of more than 8 bit; None when training saw only 8-bit pictures."""
-
-    def __post_init__(self) -> None:
-        if min(self.image_size) < 32 or max(self.image_size) > 8192:
-            height, width = self.image_size
-            raise ConfigError(f"--image-size is {height}x{width}; expected 32 to 8192 pixels a side, for example 256.")
 
 
 def is_picture(path: Path) -> bool:
@@ -230,6 +198,32 @@ def is_deep(path: Path) -> bool:
         return path.suffix.lower() in {".tif", ".tiff"}  # of more kinds than Pillow knows
     except Exception:  # what is wrong with it is said when it is read
         return False
+
+
+def check_batch(images: Any, size: tuple[int, int]) -> Floats:
+    """The images, as NumPy array (B, 3, H, W) float32 with `size` (height, width).
+
+    Args:
+        images: NumPy array or torch tensor (B, 3, H, W), floating point RGB in [0, 1], of any size.
+        size: Where they are brought to if they have another size.
+
+    Raises:
+        ShapeError: another shape, type or range.
+    """
+    array = np.asarray(images.detach().cpu() if hasattr(images, "detach") else images)
+    is_batch = array.ndim == 4 and array.shape[1] == 3 and array.size > 0 and array.dtype.kind == "f"
+    if not is_batch:
+        raise ShapeError(
+            f"images has shape {array.shape} {array.dtype}; expected (B, 3, H, W) float32 in [0, 1]. "
+            "Convert pictures with blemish.images.to_batch(pictures, predictor.preprocessing)."
+        )
+    low, high = float(array.min()), float(array.max())
+    if not (low >= 0 and high <= 1):
+        raise ShapeError(f"images has values from {low:g} to {high:g}; expected [0, 1]: divide 8-bit values by 255.")
+    array = array.astype(np.float32, copy=False)
+    if array.shape[2:] == size:
+        return array
+    return np.stack([resize(image.transpose(1, 2, 0), size).transpose(2, 0, 1) for image in array])
 
 
 def read_size(path: Path) -> tuple[int, int]:

@@ -52,6 +52,37 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
+class Intensity:
+    """The one linear rule that brings pictures of more than 8 bit to [0, 1]."""
+
+    low: float
+    """The value that becomes 0."""
+    high: float
+    """The value that becomes 1."""
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high:
+            raise ConfigError(
+                f"--intensity is {self.low:g}:{self.high:g}; expected LOW:HIGH with LOW < HIGH, for example 0:4095."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocessing:
+    """Everything done to a picture before a detector sees it; stored with the detector."""
+
+    image_size: tuple[int, int] = (256, 256)
+    """(height, width) that pictures are brought to; the aspect ratio is not kept."""
+    intensity: Intensity | None = None
+    """Rule for pictures of more than 8 bit; None when training saw only 8-bit pictures."""
+
+    def __post_init__(self) -> None:
+        if min(self.image_size) < 32 or max(self.image_size) > 8192:
+            height, width = self.image_size
+            raise ConfigError(f"--image-size is {height}x{width}; expected 32 to 8192 pixels a side, for example 256.")
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """Pictures that were read and brought to one size, with the samples they came from."""
 
@@ -118,14 +149,14 @@ class Threshold:
         """The promise in words.
 
         >>> Calibration(tuple(range(99)), (0.0,)).threshold(0.01).sentence()
-        'At most 1 in 100 good parts is expected above 98, from 99 good pictures held out of training.'
+        'threshold 98: at most 1 in 100 good parts is expected above it (99 good pictures held out of training).'
         """
-        one_in = f"{_rate(self.promised)} good parts is expected above {self.value:.6g}"
+        promise = f"threshold {self.value:.6g}: at most {_rate(self.promised)} good parts is expected above it"
         if self.is_kept:
-            return f"At most {one_in}, from {self.good_pictures} good pictures held out of training."
+            return f"{promise} ({self.good_pictures} good pictures held out of training)."
         return (
-            f"Too few good pictures to promise {_rate(self.asked)}: {self.good_pictures} held out of training "
-            f"promise at most {one_in}; {good_pictures_for(self.asked)} would do."
+            f"{promise}. To promise {_rate(self.asked)} takes {good_pictures_for(self.asked)} good pictures held "
+            f"out of training; there are {self.good_pictures}."
         )
 
 
@@ -162,6 +193,20 @@ class Calibration:
     def middle(self) -> float:
         """The median score of good parts."""
         return self.image_scores[len(self.image_scores) // 2]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What `fit` found out beside the weights."""
+
+    preprocessing: Preprocessing
+    """Done to each picture before the detector sees it."""
+    calibrations: dict[str, Calibration]
+    """Category → what the detector says of good pictures of it that were held out of training."""
+    policy: Policy
+    """The false-reject rate asked for."""
+    learned_from: tuple[str, ...]
+    """A digest of the contents of each training picture, sorted."""
 
 
 def good_pictures_for(max_false_reject: float) -> int:
@@ -239,4 +284,4 @@ def _conformal(good_scores: Sequence[float], rate: float) -> Threshold:
 
 
 def _rate(share: float) -> str:
-    return f"1 in {1 / share:.4g}" if share < 0.5 else f"{share:.0%} of"
+    return f"1 in {1 / share:.4g}"

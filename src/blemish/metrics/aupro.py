@@ -27,7 +27,7 @@ def aupro_steps(evidence: Evidence) -> float:
     inside = false < evidence.options.aupro_limit
     false, overlap = false[inside], overlap[inside]
     if not false.size or false[-1] == false[0]:
-        raise Undefined("none of the 100 thresholds but the highest has a false-positive rate below the limit")
+        raise Undefined("the 100 thresholds have only one false-positive rate below the limit")
     return float(np.trapezoid(overlap, (false - false[0]) / (false[-1] - false[0])))
 
 
@@ -44,7 +44,7 @@ def _steps(evidence: Evidence, steps: int, *, or_equal: bool) -> tuple[Floats, F
 
 
 def _area(false: Floats, overlap: Floats, limit: float) -> float:
-    inside = false < limit
+    inside = false <= limit  # a jump right at the limit has no area, so both of its ends may stay
     x = np.append(false[inside], limit)
     y = np.append(overlap[inside], np.interp(limit, false, overlap))
     return float(np.trapezoid(y, x) / limit)

@@ -1,0 +1,265 @@
+"""Artifacts: a trained detector in a file, and the predictor that the file becomes.
+
+An artifact format is one file in `formats/`. It is a module with
+
+- `SUFFIX: str`, the ending of its files, for example ".blemish";
+- `save(detector: Detector, header: Header, path: Path) -> None`, which may take `path` as its own:
+  it is moved into place afterwards;
+- `load(path: Path, device: str) -> Predictor`;
+- `read_header(path: Path) -> Header`, which reads no weights and imports no torch.
+
+Every format carries the same header, so that a predictor decides alike whatever runs it.
+"""
+
+import dataclasses
+import json
+import os
+import platform
+import types as python_types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+
+import numpy as np
+
+from blemish import images, registry
+from blemish.errors import ArtifactError, ConfigError
+from blemish.files import replacing
+from blemish.images import Floats
+from blemish.types import Calibration, Decider, Fitted, Policy, Prediction, Preprocessing, pool
+
+if TYPE_CHECKING:
+    from blemish.detector import Detector
+
+VERSION = 1
+"""Raised when an older Blemish could not understand a new artifact any more."""
+Plain = TypeVar("Plain")
+Run = Callable[[Floats], Prediction[Floats]]
+
+
+@dataclass(frozen=True)
+class Header:
+    """What an artifact says of itself."""
+
+    model: str
+    """The model's name."""
+    config: Mapping[str, Any]
+    """The model's configuration, as plain values."""
+    fitted: Fitted
+    """Preprocessing, calibrations, policy, and what was learned from."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """What it was made with."""
+
+    def to_json(self) -> str:
+        """One JSON object."""
+        return json.dumps({"blemish_artifact": VERSION, **dataclasses.asdict(self)})
+
+    @classmethod
+    def from_json(cls, text: str, path: Path) -> "Header":
+        """The header in `text`, read from `path`.
+
+        Raises:
+            ArtifactError: it is not one, or one of a newer Blemish.
+        """
+        try:
+            values = json.loads(text)
+            number = int(values.pop("blemish_artifact"))
+            if number > VERSION:
+                raise ArtifactError(
+                    f"{path} was written by a newer Blemish (artifact version {number}; this one reads up to "
+                    f"{VERSION}): pip install --upgrade blemish"
+                )
+            return from_plain(cls, values)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise not_an_artifact(path) from error
+
+
+class Predictor:
+    """A trained detector at work: the same interface whatever file it came from."""
+
+    def __init__(self, header: Header, run: Run) -> None:
+        """Joins a header and what computes.
+
+        Args:
+            header: The artifact's.
+            run: Gives the prediction for images (B, 3, H, W) float32 in [0, 1] of the artifact's size.
+        """
+        self.header = header
+        self._run = run
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What pictures go through before they are judged."""
+        return self.header.fitted.preprocessing
+
+    @property
+    def categories(self) -> list[str]:
+        """The categories that it was calibrated for."""
+        return sorted(self.header.fitted.calibrations)
+
+    @property
+    def policy(self) -> Policy:
+        """The false-reject rate asked for when it was made."""
+        return self.header.fitted.policy
+
+    def predict(self, pictures: "Floats | Any | str | Path | Sequence[str | Path]") -> Prediction[Floats]:
+        """How abnormal the pictures are, and where: higher = more abnormal.
+
+        Args:
+            pictures: Files (one or several); or images (B, 3, H, W) float32 RGB in [0, 1], as NumPy
+                array or torch tensor, as `blemish.images.to_batch` makes them of pictures in memory.
+                Images of another size are brought to the artifact's.
+
+        Returns:
+            Prediction with `anomaly_map` (B, H, W) at the artifact's size and `image_score` (B,).
+
+        Raises:
+            ShapeError: neither of these.
+            ImageError: a file can't be read as a picture.
+        """
+        if isinstance(pictures, str | Path):
+            pictures = [pictures]
+        if isinstance(pictures, Sequence):
+            pictures = np.stack([images.to_chw(images.read(path), self.preprocessing, str(path)) for path in pictures])
+        batch = images.check_batch(pictures, self.preprocessing.image_size)
+        return self._run(batch)
+
+    @cached_property
+    def _pooled(self) -> Calibration:
+        return pool(self.header.fitted.calibrations.values())
+
+    def decider(self, category: str | None = None, policy: Policy | None = None) -> Decider:
+        """What turns scores into verdicts.
+
+        Args:
+            category: Whose calibration to take; that of all categories together when it is None or
+                one that the artifact was not calibrated for.
+            policy: Another false-reject rate than the one asked for when the artifact was made.
+        """
+        calibration = self.header.fitted.calibrations.get(category or "", self._pooled)
+        return Decider(calibration, policy or self.policy)
+
+
+class Format(Protocol):
+    """What a module in `formats/` defines; see above."""
+
+    SUFFIX: str
+
+    def save(self, detector: "Detector", header: Header, path: Path) -> None:
+        """Writes the artifact."""
+
+    def load(self, path: Path, device: str) -> Predictor:
+        """Reads the artifact, ready to run."""
+
+    def read_header(self, path: Path) -> Header:
+        """Reads what the artifact says of itself."""
+
+
+def save(detector: "Detector", path: str | os.PathLike[str]) -> None:
+    """Writes a trained detector to a file, whole or not at all; the suffix names the format.
+
+    Raises:
+        ConfigError: the detector has learned nothing yet, or no format has that suffix.
+        OutputError: the file can't be written.
+    """
+    path = Path(path)
+    if detector.fitted is None:
+        raise ConfigError("this detector has learned nothing yet; call its fit(data) before saving it.")
+    header = Header(
+        model=type(detector).__module__.rpartition(".")[2],
+        config=dataclasses.asdict(detector.config),
+        fitted=detector.fitted,
+        versions=_versions(),
+    )
+    with replacing(path) as temporary:
+        format_of(path).save(detector, header, temporary)
+
+
+def load(path: str | os.PathLike[str], *, device: str = "auto") -> Predictor:
+    """The predictor in an artifact of any format.
+
+    Args:
+        path: The file; nothing in it is executed or unpickled.
+        device: "auto", "cpu", "cuda", …; where the format leaves the choice.
+
+    Raises:
+        ArtifactError: no such file, not an artifact, truncated, or of a newer version.
+        ConfigError: the device is not to be had.
+    """
+    path = Path(path)
+    return _existing(path).load(path, device)
+
+
+def read_header(path: str | os.PathLike[str]) -> Header:
+    """What an artifact says of itself; quick, and without torch.
+
+    Raises:
+        ArtifactError: no such file, not an artifact, truncated, or of a newer version.
+    """
+    path = Path(path)
+    return _existing(path).read_header(path)
+
+
+def format_of(path: Path) -> Format:
+    """The format whose suffix `path` has.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    formats = [cast(Format, registry.load("formats", name)) for name in registry.names("formats")]
+    for candidate in formats:
+        if path.suffix == candidate.SUFFIX:
+            return candidate
+    known = ", ".join(sorted(candidate.SUFFIX for candidate in formats))
+    raise ConfigError(f'{path} ends in "{path.suffix}"; expected the name of an artifact, ending in {known}.')
+
+
+def not_an_artifact(path: Path) -> ArtifactError:
+    """The error for a file that is something else, or damaged."""
+    return ArtifactError(
+        f"{path} is not an artifact of Blemish, or is damaged (truncated?); expected a file written by "
+        "blemish fit or blemish.save: copy it again, or make it anew."
+    )
+
+
+def from_plain(kind: type[Plain], value: Any) -> Plain:
+    """A dataclass (or what its fields hold) from the plain values that JSON gives.
+
+    Raises:
+        TypeError: a field is missing, or there is one too many.
+    """
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, python_types.UnionType):
+        inner = next(argument for argument in arguments if argument is not type(None))
+        return cast(Plain, None if value is None else from_plain(inner, value))
+    if origin is tuple:
+        return cast(Plain, tuple(from_plain(arguments[0], item) for item in value))
+    if origin is dict:
+        return cast(Plain, {key: from_plain(arguments[1], item) for key, item in value.items()})
+    if dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        return kind(**{name: from_plain(hints.get(name, Any), item) for name, item in value.items()})
+    return cast(Plain, float(value) if kind is float else value)
+
+
+def _existing(path: Path) -> Format:
+    if not path.is_file():
+        raise ArtifactError(f"{path}: no such file; expected an artifact made by blemish fit.")
+    try:
+        return format_of(path)
+    except ConfigError as error:
+        raise ArtifactError(str(error)) from error
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in ("blemish", "torch", "timm", "numpy", "opencv-python-headless", "pillow"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,230 @@
+"""Detectors: what a model must be able to do, and what is the same for all of them.
+
+A model is one file in `models/`. It is a module that defines `DETECTOR`, a subclass of `Detector`
+with its config, its presets, `learn` and `forward`. Everything else (reading, the intensity rule,
+holding out and calibrating) happens here, once.
+"""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from blemish import images, registry
+from blemish.dataset import Dataset, read_batches
+from blemish.errors import ConfigError, DatasetError, not_among
+from blemish.images import Floats
+from blemish.nn.backbone import DEFAULT
+from blemish.progress import bar
+from blemish.types import Calibration, Failure, Fitted, Intensity, Policy, Prediction, Preprocessing, Sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorConfig:
+    """What can be chosen for every model; each model adds its own fields."""
+
+    image_size: tuple[int, int] = (256, 256)
+    """Height and width that pictures are brought to."""
+    backbone: str = DEFAULT
+    """Feature extractor, by timm's name."""
+    batch_size: int = 16
+    """Pictures taken at a time."""
+    seed: int = 0
+    """Seed of everything that is drawn at random."""
+    intensity: Intensity | None = None
+    """Range of values for pictures of more than 8 bit; measured on the training pictures if not given."""
+
+    def __post_init__(self) -> None:
+        Preprocessing(self.image_size)
+        if self.batch_size < 1:
+            raise ConfigError(f"--batch-size is {self.batch_size}; expected 1 or more.")
+
+
+class Detector(nn.Module, ABC):
+    """A model that learns from good pictures and says where a new one differs."""
+
+    presets: ClassVar[Mapping[str, DetectorConfig]]
+    """Named configurations: "paper" (faithful), "small" (quick on a CPU), "tiny" (for tests)."""
+
+    def __init__(self, config: DetectorConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.fitted: Fitted | None = None
+        self.failures: list[Failure] = []
+        """Pictures that `fit` could not use."""
+
+    @abstractmethod
+    def learn(self, data: Dataset, preprocessing: Preprocessing) -> None:
+        """Learns from `data.train`; pictures that can't be read are added to `self.failures`."""
+
+    @abstractmethod
+    def forward(self, image: Tensor) -> Prediction[Tensor]:
+        """Prediction for images (B, 3, H, W) float32 RGB in [0, 1]; normalises inside, pure, exportable."""
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Takes over a saved `state_dict`; buffers that `learn` sizes take the saved size.
+
+        Raises:
+            RuntimeError: tensors are missing, of another shape, or too many.
+        """
+        for name, buffer in self.named_buffers():
+            if name in state and state[name].dim() == buffer.dim():
+                buffer.resize_(state[name].shape)
+        self.load_state_dict(state)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the detector's tensors are."""
+        return next(self.parameters()).device
+
+    def fit(self, data: Dataset, policy: Policy | None = None) -> Self:
+        """The detector itself, after learning from `data.train` and calibrating on `data.validation`.
+
+        Args:
+            data: Good pictures of one or more categories; one model learns them all, and each is
+                calibrated apart. Its test pictures are not looked at.
+            policy: The false-reject rate asked for; it can be changed later without a new fit.
+
+        Raises:
+            DatasetError: a category has too few good pictures that can be read.
+        """
+        data.require_train()
+        self.failures = []
+        rule = self.config.intensity or self._measure_intensity(data.train)
+        preprocessing = Preprocessing(self.config.image_size, rule)
+        self.train(False)
+        self.learn(data, preprocessing)
+        self.train(False)
+        unread = {failure.path for failure in self.failures}
+        self.fitted = Fitted(
+            preprocessing=preprocessing,
+            calibrations={category: self._calibrate(data, category, preprocessing) for category in data.categories},
+            policy=policy or Policy(),
+            learned_from=tuple(sorted(digest(sample) for sample in data.train if sample.path not in unread)),
+        )
+        return self
+
+    def _measure_intensity(self, samples: list[Sample]) -> Intensity | None:
+        deep = [sample.path for sample in samples if images.is_deep(sample.path)]
+        return images.measure_intensity(deep)[0]
+
+    def _calibrate(self, data: Dataset, category: str, preprocessing: Preprocessing) -> Calibration:
+        held_out = [sample for sample in data.validation if sample.category == category]
+        scores: list[float] = []
+        maxima: list[float] = []
+        with bar(f"Calibrate {category}", len(held_out)) as drawn:
+            for batch in read_batches(held_out, preprocessing, self.config.batch_size, self.failures):
+                prediction = infer(self, batch.images)
+                scores += prediction.image_score.tolist()
+                maxima += prediction.anomaly_map.max(axis=(1, 2)).tolist()
+                drawn.advance(len(batch.samples))
+        if not scores:
+            raise DatasetError(
+                f"{category} has no good picture left to calibrate on; expected at least 2 good training "
+                "pictures that can be read, one of which is held out (100 or more make a useful promise)."
+            )
+        return Calibration(tuple(sorted(scores)), tuple(sorted(maxima)))
+
+
+def create(
+    model: str,
+    *,
+    preset: str = "small",
+    config: DetectorConfig | Mapping[str, Any] | None = None,
+    backbone_weights: str = "default",
+    device: str = "auto",
+) -> Detector:
+    """A new detector that has learned nothing yet.
+
+    Args:
+        model: A name of `blemish list models`.
+        preset: Named configuration to start from.
+        config: A whole config, or the fields in which it differs from the preset.
+        backbone_weights: "default" (embedded or downloaded), "random" (for tests), or a file.
+        device: "auto", "cpu", "cuda", "cuda:1", …
+
+    Raises:
+        ConfigError: no such model, preset, field or device; weights that can't be had.
+    """
+    kind = find(model)
+    if not isinstance(config, DetectorConfig):
+        config = configure(preset_of(kind, model, preset), config or {})
+    torch.manual_seed(config.seed)  # random weights, where there are any, follow the seed
+    detector: Detector = kind(config, backbone_weights)
+    return detector.to(choose_device(device))
+
+
+def find(model: str) -> Any:
+    """The class of model `model`; calling it with (config, backbone_weights) builds a detector.
+
+    Raises:
+        ConfigError: no such model.
+    """
+    return registry.load("models", model).DETECTOR
+
+
+def preset_of(kind: type[Detector], model: str, preset: str) -> DetectorConfig:
+    """The configuration of that name.
+
+    Raises:
+        ConfigError: the model has no such preset.
+    """
+    if preset not in kind.presets:
+        raise ConfigError(not_among(f"preset of {model}", preset, kind.presets))
+    return kind.presets[preset]
+
+
+def configure(config: DetectorConfig, changes: Mapping[str, Any]) -> DetectorConfig:
+    """`config` with some fields changed.
+
+    Raises:
+        ConfigError: a field that does not exist, or a value that does not fit it.
+    """
+    known = {field.name for field in fields(config)}
+    for name in changes:
+        if name not in known:
+            raise ConfigError(not_among(f"option of {type(config).__name__}", name, known))
+    return replace(config, **changes)
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name; "auto" is the GPU where there is one.
+
+    Raises:
+        ConfigError: there is no such device here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f'--device is "{name}", which is not to be had here; expected auto, cpu or cuda.') from error
+    return torch.device(name)
+
+
+def infer(detector: Detector, image: Floats) -> Prediction[Floats]:
+    """What a detector says of images (B, 3, H, W) float32 in [0, 1], as NumPy arrays."""
+    with torch.inference_mode():
+        anomaly_map, image_score = detector(to_tensor(image, detector))
+    return Prediction(anomaly_map.float().cpu().numpy(), image_score.float().cpu().numpy())
+
+
+def to_tensor(image: Floats, detector: Detector) -> Tensor:
+    """Images (B, 3, H, W) on the detector's device, in the memory layout that convolutions like best."""
+    return torch.from_numpy(image).to(detector.device, memory_format=torch.channels_last)
+
+
+def digest(sample: Sample) -> str:
+    """A short fingerprint of a picture's file."""
+    return hashlib.sha256(sample.path.read_bytes()).hexdigest()[:16]
+
+
+def generator(seed: int, *key: int) -> torch.Generator:
+    """A generator for one item: the same whatever the batch size, the workers and the processes."""
+    entropy = np.random.SeedSequence([seed, *key]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(entropy >> np.uint64(1)))

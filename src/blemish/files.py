@@ -1,0 +1,77 @@
+"""Writing files so that they are there whole or not at all."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+
+from blemish.errors import OutputError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, which takes its place when the block ends without an error.
+
+    Raises:
+        OutputError: the folder can't be made or written to.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix, delete=False) as opened:
+            temporary = Path(opened.name)
+    except OSError as error:
+        raise OutputError(_sentence(path, error)) from error
+    try:
+        yield temporary
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    except OSError as error:
+        raise OutputError(_sentence(path, error)) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a whole text file.
+
+    Raises:
+        OutputError: it can't be written.
+    """
+    with replacing(path) as temporary:
+        temporary.write_text(text, "utf-8")
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a whole file.
+
+    Raises:
+        OutputError: it can't be written.
+    """
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def check_writable(path: Path) -> None:
+    """Nothing, if a file could be written at `path`: asked before long work, so that none is lost.
+
+    Raises:
+        OutputError: it could not.
+    """
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder; expected the name of a file to write.")
+    existing = next(folder for folder in path.absolute().parents if folder.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise OutputError(f"{path} can't be written: no permission in {existing}; choose another place.")
+    if path.exists() and not os.access(path, os.W_OK):
+        raise OutputError(f"{path} can't be written: it is there already and read-only; choose another name.")
+
+
+def _sentence(path: Path, error: OSError) -> str:
+    return f"{path} can't be written ({error.strerror or error}); choose another place, or free some space."
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

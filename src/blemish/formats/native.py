@@ -1,0 +1,56 @@
+"""Blemish's own format: one safetensors file with a JSON header, run by torch."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safetensors import SafetensorError, safe_open
+
+from blemish.artifact import Header, Predictor, from_plain, not_an_artifact
+from blemish.errors import ConfigError
+
+if TYPE_CHECKING:
+    from blemish.detector import Detector
+
+SUFFIX = ".blemish"
+_KEY = "blemish"
+
+
+def save(detector: "Detector", header: Header, path: Path) -> None:
+    """Writes weights, buffers and header to one file."""
+    from safetensors.torch import save_file
+
+    state = {key: value.detach().cpu().contiguous() for key, value in detector.state_dict().items()}
+    save_file(state, path, {_KEY: header.to_json()})
+
+
+def load(path: Path, device: str) -> Predictor:
+    """Builds the detector that the header names and fills it with the tensors of the file."""
+    header = read_header(path)
+    try:
+        from safetensors.torch import load_file
+
+        from blemish import detector as detectors
+    except ImportError as error:
+        raise ConfigError(f'{path} is run by torch, which is not installed: pip install "blemish[train]"') from error
+    kind = detectors.find(header.model)
+    config = from_plain(type(next(iter(kind.presets.values()))), header.config)
+    detector: Detector = kind(config, "random")
+    try:
+        detector.restore(load_file(path))
+    except (RuntimeError, SafetensorError) as error:
+        raise not_an_artifact(path) from error
+    detector.fitted = header.fitted
+    detector.to(detectors.choose_device(device)).train(mode=False)
+    return Predictor(header, lambda batch: detectors.infer(detector, batch))
+
+
+def read_header(path: Path) -> Header:
+    """The header alone."""
+    try:
+        with safe_open(path, "numpy") as file:
+            text = (file.metadata() or {}).get(_KEY)
+    except (OSError, SafetensorError) as error:
+        raise not_an_artifact(path) from error
+    if text is None:
+        raise not_an_artifact(path)
+    return Header.from_json(text, path)

