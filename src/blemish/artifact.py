@@ -133,7 +133,7 @@ class Predictor:
         return pool(self.header.fitted.calibrations.values())
 
     def decider(self, category: str | None = None, policy: Policy | None = None) -> Decider:
-        """What turns scores into verdicts.
+        """What turns scores into decisions.
 
         Args:
             category: Whose calibration to take; that of all categories together when it is None or

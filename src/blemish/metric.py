@@ -591,11 +591,9 @@ class Evidence:
         if not any(picture.pixels for picture in pictures):
             raise Undefined("there are no anomaly maps")
         if not self.anomalous.size:
-            unknown = sum(picture.defective_pixels < 0 for picture in pictures)
+            unknown = sum(picture.is_anomalous and picture.defective_pixels < 0 for picture in pictures)
             raise Undefined(
-                f"no pixel is marked defective ({unknown} pictures have no mask)"
-                if unknown
-                else "no pixel is marked defective"
+                "no pixel is marked defective" + f" (defective pictures without a mask: {unknown})" * (unknown > 0)
             )
         if not self.normal.size:
             raise Undefined("every pixel is marked defective")
@@ -800,6 +798,11 @@ class Evaluation:
         self._pending_pixels += values.size
         if self._pending_pixels > _PENDING_PIXELS and not self.is_exact:
             self._flush()
+
+    @property
+    def paths(self) -> frozenset[str]:
+        """The pictures taken in so far."""
+        return frozenset(self._paths)
 
     @property
     def is_exact(self) -> bool:
@@ -1023,7 +1026,10 @@ def _weights(truth: NDArray[np.bool_]) -> tuple[Weights, int]:
 
 def _as_array(values: ArrayLike) -> NDArray[Any]:
     """NumPy's view of an array of any kind; torch is not imported, only recognised."""
-    return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
+    if hasattr(values, "detach"):
+        values = values.detach().cpu()
+        values = values.float() if "bfloat16" in str(values.dtype) else values  # which NumPy does not have
+    return np.asarray(values)
 
 
 def as_map(values: ArrayLike, name: str) -> NDArray[np.float32]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Array = TypeVar("Array")
 Split = Literal["train", "validation", "test"]
-Verdict = Literal["good", "review", "defective"]
+Decision = Literal["good", "review", "defective"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,7 +229,7 @@ def pool(calibrations: Iterable[Calibration]) -> Calibration:
 
 @dataclass(frozen=True)
 class Decider:
-    """Turns scores into verdicts: a calibration and the policy chosen for it."""
+    """Turns scores into decisions: a calibration and the policy chosen for it."""
 
     calibration: Calibration
     policy: Policy
@@ -250,13 +250,13 @@ class Decider:
         """Map values above it belong to a predicted region."""
         return self.calibration.pixel_threshold(self.policy.max_false_reject)
 
-    def verdict(self, image_score: float) -> Verdict:
+    def decide(self, image_score: float) -> Decision:
         """What to do with a part of that score; a score that is not a number is never good."""
         if not image_score <= self.reject.value:
             return "defective"
         return "review" if self.review is not None and image_score > self.review.value else "good"
 
-    def normalised(self, image_score: float) -> float:
+    def calibrated(self, image_score: float) -> float:
         """The score as a number between 0 and 1 with 0.5 at the threshold.
 
         Strictly increasing, so that it never makes two different scores equal as clipping would:

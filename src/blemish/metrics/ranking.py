@@ -29,7 +29,7 @@ def average_precision(evidence: Evidence, level: Level) -> float:
     found = positives > 0
     is_exact = (np.diff(keys) == -1)[found]
     positives, both = positives[found], (np.diff(true) + np.diff(false))[found]
-    at_once = (true[1:] / (true[1:] + false[1:]))[found]
+    at_once = true[1:][found] / (true[1:] + false[1:])[found]
     start = true[:-1][found] + 0.5
     above = start + false[:-1][found]
     mixed = (positives + (start - positives * above / both) * np.log1p(both / above)) / both

@@ -1,0 +1,295 @@
+"""Scoring: a predictor goes through pictures; what comes out is judged, and measured where labelled."""
+
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from blemish import images
+from blemish.artifact import Header, Predictor, from_plain
+from blemish.dataset import Dataset, read_batches, read_mask
+from blemish.errors import DatasetError, ImageError, MetricError
+from blemish.files import write_text
+from blemish.images import Floats
+from blemish.metric import Evaluation, Mode, Options, Protocol, Results
+from blemish.progress import bar
+from blemish.types import Decider, Decision, Failure, Policy, Sample
+
+BATCH = 16
+"""Pictures that are read and predicted together."""
+SAVE_EVERY = 20.0
+"""Seconds between two savings of what was scored so far."""
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A connected piece of a picture whose map values are above the pixel threshold."""
+
+    box: tuple[int, ...]
+    """Left, top, right, bottom, in pixels of the picture's file; right and bottom are just outside."""
+    area: int
+    """Its size in pixels of the picture's file."""
+    peak: float
+    """Its highest map value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """One picture, and what the predictor says of it."""
+
+    path: str
+    image_score: float
+    """Raw; higher = more abnormal."""
+    calibrated_score: float
+    """The same between 0 and 1, with 0.5 at the threshold."""
+    decision: Decision
+    regions: tuple[Region, ...]
+    """Highest peak first."""
+    category: str = ""
+    """The category whose calibration decided; empty when it was that of all together."""
+    is_anomalous: bool | None = None
+    """What is known of it."""
+    defect: str = ""
+
+    def line(self) -> str:
+        """One JSON object in one line; a score that is not a number is null."""
+        values = {key: value for key, value in asdict(self).items() if value not in (None, "")}
+        return json.dumps(_finite(values), allow_nan=False)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A picture with everything that was computed for it."""
+
+    sample: Sample
+    scored: Scored
+    image: Floats
+    """(3, H, W) as the detector saw it."""
+    anomaly_map: Floats
+    """(H, W)."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a predictor makes of a labelled test set."""
+
+    header: Header
+    """The artifact's."""
+    sentences: list[str]
+    """What was tested on."""
+    deciders: dict[str, Decider]
+    """{category: what decided}."""
+    results: Results
+    """All metrics."""
+    scored: list[Scored]
+    """Every picture that could be read."""
+    failures: list[Failure]
+    """Every picture or mask that could not be used."""
+    samples: dict[str, Sample] = field(default_factory=dict)
+    """{path: sample}."""
+
+    def plain(self) -> dict[str, Any]:
+        """The report as values that JSON knows, with the names of the metrics."""
+        results = asdict(self.results)
+        return {
+            "metrics": results.pop("metrics"),
+            "mean": results.pop("mean"),
+            **results,
+            "model": self.header.model,
+            "config": dict(self.header.config),
+            "tested_on": self.sentences,
+            "thresholds": {category: _thresholds(decider) for category, decider in self.deciders.items()},
+            "pictures": len(self.scored),
+            "failures": [{"path": str(failure.path), "reason": failure.reason} for failure in self.failures],
+        }
+
+
+def judge(
+    predictor: Predictor, samples: Sequence[Sample], failures: list[Failure], policy: Policy | None = None
+) -> Iterator[Judged]:
+    """Every picture that can be read, in order, with its map, score, decision and regions.
+
+    Args:
+        predictor: A loaded artifact.
+        samples: Pictures; those of a category that the artifact was not calibrated for are decided
+            by the calibration of all categories together.
+        failures: Grows by the pictures that could not be read.
+        policy: Another false-reject rate than the artifact's own.
+    """
+    deciders = {category: predictor.decider(category, policy) for category in {item.category for item in samples}}
+    for batch in read_batches(samples, predictor.preprocessing, BATCH, failures):
+        prediction = predictor.predict(batch.images)
+        rows = zip(batch.samples, batch.images, prediction.anomaly_map, prediction.image_score, strict=True)
+        for sample, image, anomaly_map, image_score in rows:
+            decider = deciders[sample.category]
+            scored = Scored(
+                path=str(sample.path),
+                category=sample.category if sample.category in predictor.categories else "",
+                image_score=float(image_score),
+                calibrated_score=decider.calibrated(float(image_score)),
+                decision=decider.decide(float(image_score)),
+                regions=find_regions(anomaly_map, decider.pixel, images.read_size(sample.path)),
+                is_anomalous=sample.is_anomalous,
+                defect=sample.defect,
+            )
+            yield Judged(sample, scored, image, anomaly_map)
+
+
+def find_regions(anomaly_map: Floats, threshold: float, picture_size: tuple[int, int]) -> tuple[Region, ...]:
+    """The connected regions (by sides and corners) of a map (H, W) that are above `threshold`.
+
+    Args:
+        anomaly_map: At the detector's size.
+        threshold: Map values above it belong to a region.
+        picture_size: (height, width) of the picture's file, in whose pixels regions are given.
+    """
+    above = (anomaly_map > threshold).astype(np.uint8)
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(above, connectivity=8)
+    down, across = (picture / grid for picture, grid in zip(picture_size, anomaly_map.shape, strict=True))
+    regions = []
+    for number in range(1, count):
+        left, top, width, height, area = (int(value) for value in stats[number])
+        inside = labels[top : top + height, left : left + width] == number
+        box = (
+            math.floor(left * across),
+            math.floor(top * down),
+            math.ceil((left + width) * across),
+            math.ceil((top + height) * down),
+        )
+        peak = float(anomaly_map[top : top + height, left : left + width][inside].max())
+        regions.append(Region(box, max(1, round(area * across * down)), peak))
+    return tuple(sorted(regions, key=lambda region: -region.peak))
+
+
+def score(
+    predictor: Predictor,
+    data: Dataset,
+    *,
+    policy: Policy | None = None,
+    protocol: Protocol = "default",
+    mode: Mode = "auto",
+    resume: bool = False,
+) -> Report:
+    """What the predictor makes of the labelled test pictures of a dataset: every metric, every score.
+
+    Args:
+        predictor: A loaded artifact.
+        data: Its test pictures are used, and nothing is learned from them: thresholds are the artifact's.
+        policy: Another false-reject rate than the artifact's own.
+        protocol: How metrics are computed; see `blemish.metric.Options`.
+        mode: Whether map values are all kept or counted in bounded memory.
+        resume: Whether to go on where an earlier call with the same arguments was killed.
+
+    Raises:
+        DatasetError: there are no labelled test pictures, or none that can be read.
+    """
+    samples = [sample for sample in data.test if sample.is_anomalous is not None]
+    if not samples:
+        raise DatasetError(
+            f"{data.root} has no labelled test pictures; expected good and defective ones, for example in "
+            "test/good and test/scratch. Use blemish predict for pictures without labels."
+        )
+    work = _Work(_progress_folder(predictor, samples, (policy, mode)) if resume else None, mode)
+    failures: list[Failure] = []
+    left = [sample for sample in samples if str(sample.path) not in work.done]
+    with bar("Score", len(samples)) as drawn:
+        drawn.advance(len(samples) - len(left))
+        for judged in judge(predictor, left, failures, policy):
+            work.add(judged, failures)
+            drawn.advance()
+    if not work.rows:
+        raise DatasetError(f"{data.root}: none of the {len(samples)} test pictures can be read; {failures[0].reason}")
+    deciders = {category: predictor.decider(category, policy) for category in data.categories}
+    thresholds = {category: decider.reject.value for category, decider in deciders.items()}
+    report = Report(
+        header=predictor.header,
+        sentences=data.sentences(),
+        deciders=deciders,
+        results=work.evaluation.compute(Options(protocol=protocol, thresholds=thresholds)),
+        scored=[work.rows[str(sample.path)] for sample in samples if str(sample.path) in work.rows],
+        failures=failures,
+        samples={str(sample.path): sample for sample in samples},
+    )
+    work.finish()
+    return report
+
+
+class _Work:
+    """What was scored so far, in memory and, if it is to be resumed, in a folder."""
+
+    def __init__(self, folder: Path | None, mode: Mode) -> None:
+        self.folder = folder
+        self.evaluation = Evaluation(mode)
+        self.rows: dict[str, Scored] = {}
+        self._saved = time.monotonic()
+        if folder is not None and (folder / "evaluation.safetensors").exists():
+            self.evaluation = Evaluation.load(folder / "evaluation.safetensors")
+            # Scores are written first, so they may hold pictures that the evaluation does not.
+            lines = (folder / "scores.jsonl").read_text("utf-8").splitlines()
+            found = [from_plain(Scored, _from_finite(json.loads(line))) for line in lines]
+            paths = self.evaluation.paths
+            self.rows = {row.path: row for row in found if row.path in paths}
+
+    @property
+    def done(self) -> set[str]:
+        return set(self.rows)
+
+    def add(self, judged: Judged, failures: list[Failure]) -> None:
+        sample, scored = judged.sample, judged.scored
+        mask = None
+        try:
+            mask = read_mask(sample, (judged.anomaly_map.shape[0], judged.anomaly_map.shape[1]))
+        except ImageError as error:
+            failures.append(Failure(sample.path, f"scored without its mask: {error}"))
+        try:
+            self.evaluation.add(sample, scored.image_score, judged.anomaly_map, mask)
+        except MetricError as error:
+            failures.append(Failure(sample.path, str(error)))
+            return
+        self.rows[scored.path] = scored
+        if self.folder is not None and time.monotonic() - self._saved > SAVE_EVERY:
+            write_text(self.folder / "scores.jsonl", "".join(f"{row.line()}\n" for row in self.rows.values()))
+            self.evaluation.save(self.folder / "evaluation.safetensors")
+            self._saved = time.monotonic()
+
+    def finish(self) -> None:
+        if self.folder is not None and self.folder.exists():
+            for file in self.folder.iterdir():
+                file.unlink()
+            self.folder.rmdir()
+
+
+def _progress_folder(predictor: Predictor, samples: Sequence[Sample], options: object) -> Path:
+    """Where the work on exactly these pictures by exactly this artifact is kept while it lasts."""
+    key = hashlib.sha256(predictor.header.to_json().encode())
+    for sample in samples:
+        status = sample.path.stat() if sample.path.exists() else None
+        key.update(repr((sample, status and (status.st_size, status.st_mtime_ns))).encode())
+    key.update(repr(options).encode())
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "blemish" / "score" / key.hexdigest()[:24]
+
+
+def _thresholds(decider: Decider) -> dict[str, Any]:
+    found = {"reject": asdict(decider.reject), "pixel": decider.pixel}
+    return found if decider.review is None else found | {"review": asdict(decider.review)}
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _from_finite(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: math.nan if value is None else value for key, value in values.items()}
