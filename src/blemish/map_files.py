@@ -136,7 +136,7 @@ def _from_folders(maps: Path, masks: Path) -> list[MapFile]:
         if wrong:
             other = "mask" if what == "map" else "map"
             raise MetricError(
-                f"{what} {wrong[0]} has no {other} in {where} ({len(wrong)} {what}s have none); expected the same "
+                f"{what} {wrong[0]} has no {other} in {where} ({what}s without one: {len(wrong)}); expected the same "
                 "path below both folders. Put maps of good pictures into a folder good, or list all in a manifest."
             )
     return [
@@ -176,7 +176,7 @@ def _by_key(folder: Path, suffixes: frozenset[str]) -> dict[Path, Path]:
             found[key] = path
     if twice:
         raise MetricError(
-            f"{twice[0]} is there twice, with another suffix ({len(twice)} such files); expected one file of each name."
+            f"{twice[0]} is there twice, with another suffix (such files: {len(twice)}); expected one file of each name."
         )
     return found
 
