@@ -23,7 +23,7 @@ from blemish.dataset import (
     word,
 )
 from blemish.errors import ConfigError, DatasetError, ImageError
-from blemish.images import Preprocessing
+from blemish.types import Preprocessing
 from blemish.types import Failure, Sample
 from trees import BAD, GOOD, MASK, SIZE, SQUARE, TREES, grow, mvtec, picture, some
 

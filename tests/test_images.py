@@ -18,7 +18,7 @@ from PIL import Image
 
 from blemish import images
 from blemish.errors import ConfigError, ImageError, ShapeError
-from blemish.images import Intensity, Preprocessing
+from blemish.types import Intensity, Preprocessing
 
 HEIGHT, WIDTH = 6, 9
 RAMP = np.tile(np.arange(WIDTH, dtype=np.uint8) * 25, (HEIGHT, 1))

@@ -100,9 +100,10 @@ class Dataset:
         """The categories that were opened, sorted."""
         return sorted({*self.opened, *self._by_category})
 
-    def of(self, category: str) -> "Dataset":
-        """The part of this dataset that shows `category`."""
-        return replace(self, samples=tuple(self._by_category.get(category, ())), opened=(category,))
+    def of(self, *categories: str) -> "Dataset":
+        """The part of this dataset that shows `categories`."""
+        samples = tuple(sample for category in categories for sample in self._by_category.get(category, ()))
+        return replace(self, samples=samples, opened=categories)
 
     def sentences(self) -> list[str]:
         """What was found, a sentence for each category."""

@@ -69,7 +69,7 @@ GROUPS = 64
 sum, so that memory stays bounded."""
 _RESAMPLED_KEYS = 4096
 _PENDING_PIXELS = 2**20
-_ATOM_PIXELS, _ATOM_SHARE = 4, 16384
+_ATOM_PIXELS, _ATOM_SHARE, _ATOM_SAMPLE = 4, 16384, 4096
 _UNIT = 2**40
 _ONE = 0xBF800000
 _COLUMNS: Mapping[str, int] = {"pixel": 0, "region": 1, "picture": 2}
@@ -166,9 +166,10 @@ class Cells:
         return cls(np.empty(0, np.uint32), np.empty((0, columns), np.int64), np.zeros(_PAGES.size, np.uint8))
 
     def plus(self, keys: Keys, weights: Weights | None = None) -> "Cells":
-        """The same and more keys, in any order; a weight of one each unless given."""
+        """The same and more keys, which are sorted in place; a weight of one each unless given."""
         if weights is None:
-            keys = _dropped(np.sort(keys), self.shifts)
+            keys.sort()
+            keys = _dropped(keys, self.shifts)
             first = _first_of_each(keys)
             more = Cells(keys[first], np.diff(first, append=keys.size)[:, None], self.shifts)
         else:
@@ -242,15 +243,17 @@ def _dropped(keys: Keys, shifts: NDArray[np.uint8]) -> Keys:
     """Sorted keys without the low bits that their pages have dropped; still sorted."""
     if not shifts.any():
         return keys
-    drop = np.repeat(shifts, _per_page(keys))
-    return keys >> drop << drop
+    kept = np.left_shift(2**32 - 1, shifts.astype(np.int64)).astype(np.uint32)
+    return keys & np.repeat(kept, _per_page(keys))
 
 
 def _first_of_each(keys: NDArray[Any]) -> NDArray[np.int64]:
     """Where each run of equal keys begins."""
     if not keys.size:
         return np.empty(0, np.int64)
-    return np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
+    is_first = np.ones(keys.size, bool)
+    np.not_equal(keys[1:], keys[:-1], out=is_first[1:])
+    return np.flatnonzero(is_first)
 
 
 def _grouped(keys: Keys, weights: Weights) -> tuple[Keys, Weights]:
@@ -292,14 +295,20 @@ class Histogram(NamedTuple):
         return self.spread.keys.size + self.atoms.keys.size
 
 
-def is_atom(keys: Keys) -> NDArray[np.bool_]:
-    """For each pixel of one picture, whether many others have the same value."""
+def is_atom(keys: Keys) -> NDArray[np.bool_] | None:
+    """For each pixel of one picture, whether many others have the same value; None if none has.
+
+    Whether a closer look is worth it is decided by some of the pixels, spread evenly.
+    """
+    some = np.sort(keys[:: 1 + keys.size // _ATOM_SAMPLE])
+    if not (some[2:] == some[:-2]).any():
+        return None
     order = np.sort(keys)
     first = _first_of_each(order)
     counts = np.diff(first, append=keys.size)
     heavy = order[first[counts >= max(_ATOM_PIXELS, keys.size // _ATOM_SHARE)]]
     if not heavy.size:
-        return np.zeros(keys.shape, bool)
+        return None
     place = np.searchsorted(heavy, keys).clip(max=heavy.size - 1)
     return np.asarray(heavy[place] == keys)
 
@@ -577,8 +586,10 @@ class Evidence:
 
     def _counted(self, kind: CurveKind) -> Curve:
         self.need_pixels()
-        states = self.good if kind == "picture" else (*self.good, *self.defective)
-        return Curve.of(Pile(tuple(state.normal for state in states)), self.anomalous, _COLUMNS[kind])
+        normal = Pile(tuple(state.normal for state in self.good)) if kind == "picture" else self.normal
+        keys = self.keep("edges", lambda: edges([*self.anomalous.cells, *self.normal.atoms]))
+        false = self.keep(("false", kind == "picture"), lambda: normal.above(keys))
+        return Curve(keys, false, self.anomalous.above(keys, _COLUMNS[kind]), float(normal.totals[0]))
 
     def need_pixels(self) -> None:
         """Raises `Undefined` unless there are normal and defective pixels with maps."""
@@ -741,6 +752,7 @@ class Evaluation:
         self._pending: dict[Key, list[tuple[Keys, Weights | None]]] = {}
         self._pending_pixels = 0
         self._paths: set[str] = set()
+        self._is_coarse = False
 
     def add(
         self, sample: Sample, image_score: float, anomaly_map: ArrayLike | None = None, mask: ArrayLike | None = None
@@ -820,7 +832,9 @@ class Evaluation:
             state.anomalous = _extended(state.anomalous, [entry for entry in entries if entry[1] is not None])
         if not self.is_exact:
             budget = CELLS // 16 if self.intervals else CELLS
-            self._states = {key: state.coarsened(budget) for key, state in self._states.items()}
+            for key in self._pending if self._is_coarse else self._states:
+                self._states[key] = self._states[key].coarsened(budget)
+            self._is_coarse = True
         self._pending, self._pending_pixels = {}, 0
 
     def __add__(self, other: "Evaluation") -> "Evaluation":
@@ -998,17 +1012,23 @@ def _values(evidence: Evidence) -> tuple[dict[str, float], dict[str, str]]:
 
 def _extended(histogram: Histogram, entries: Sequence[tuple[Keys, Weights | None]]) -> Histogram:
     """The histogram with the pixels of more pictures."""
+    spread: list[tuple[Keys, Weights | None]] = []
+    atoms: list[tuple[Keys, Weights | None]] = []
+    for keys, weights in entries:
+        atom = is_atom(keys)
+        if atom is None:
+            spread.append((keys, weights))
+            continue
+        for found, chosen in ((spread, ~atom), (atoms, atom)):
+            found.append((keys[chosen], None if weights is None else weights[chosen]))
+    return Histogram(_plus(histogram.spread, spread), _plus(histogram.atoms, atoms))
+
+
+def _plus(cells: Cells, entries: Sequence[tuple[Keys, Weights | None]]) -> Cells:
     if not entries:
-        return histogram
-    keys = np.concatenate([keys for keys, _ in entries])
-    atom = np.concatenate([is_atom(keys) for keys, _ in entries])
-    parts = [weights for _, weights in entries if weights is not None]
-    weights = np.concatenate(parts) if parts else None
-    spread, atoms = (
-        cells.plus(keys[chosen], None if weights is None else weights[chosen]) if chosen.any() else cells
-        for cells, chosen in ((histogram.spread, ~atom), (histogram.atoms, atom))
-    )
-    return Histogram(spread, atoms)
+        return cells
+    weights = [weights for _, weights in entries if weights is not None]
+    return cells.plus(np.concatenate([keys for keys, _ in entries]), np.concatenate(weights) if weights else None)
 
 
 def _weights(truth: NDArray[np.bool_]) -> tuple[Weights, int]:

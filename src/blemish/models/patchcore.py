@@ -179,7 +179,8 @@ def project(patches: Tensor, width: int, draw: torch.Generator) -> Tensor:
     if width >= patches.shape[1]:
         return patches
     directions = torch.randn(patches.shape[1], width, generator=draw) / width**0.5
-    return patches @ directions.to(patches)
+    projected: Tensor = patches @ directions.to(patches)
+    return projected
 
 
 def greedy_coreset(points: Tensor, size: int, draw: torch.Generator, drawn: Bar | None = None) -> Tensor:
