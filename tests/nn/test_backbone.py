@@ -1,0 +1,80 @@
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from blemish.errors import ConfigError
+from blemish.images import to_batch
+from blemish.nn.backbone import DEFAULT, Backbone, embedded_weights
+from blemish.types import Preprocessing
+
+
+def test_embedded_weights_recognise_a_cat():
+    from skimage.data import chelsea
+
+    network = timm.create_model(DEFAULT).eval()
+    network.load_state_dict(embedded_weights(DEFAULT))
+    image = torch.from_numpy(to_batch(chelsea()[:, 75:375], Preprocessing((224, 224))))
+    with torch.inference_mode():
+        best = network((image - 0.5) / 0.5).softmax(1).topk(3).indices.squeeze(0)
+    cats = {281, 282, 285}  # tabby, tiger cat, Egyptian cat
+    assert set(best.tolist()) == cats
+
+
+def test_features_are_those_of_the_full_network():
+    full = timm.create_model(DEFAULT, features_only=True).eval()
+    full.load_state_dict(embedded_weights(DEFAULT), strict=False)
+    backbone = Backbone(strides=(4, 16)).eval()
+    image = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        ours = backbone(image)
+        theirs = full((image - 0.5) / 0.5)
+    assert backbone.channels == [24, 112]
+    assert backbone.strides == [4, 16]
+    for one, other in zip(ours, (theirs[1], theirs[3]), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_layers_that_nothing_depends_on_are_left_out():
+    def size(*strides: int) -> int:
+        return sum(parameter.numel() for parameter in Backbone(strides=strides, weights="random").parameters())
+
+    assert size(4) < size(8) < size(16) < size(32)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_weights_come_from_a_file(tmp_path, suffix):
+    state = timm.create_model("resnet18").state_dict()
+    file = tmp_path / f"weights{suffix}"
+    if suffix == ".safetensors":
+        save_file(state, file)
+    else:
+        torch.save({"state_dict": state}, file)
+    backbone = Backbone("resnet18", (8,), str(file))
+    torch.testing.assert_close(backbone.network.conv1.weight, state["conv1.weight"])
+
+
+def test_files_that_hold_code_are_refused(tmp_path):
+    torch.save(timm.create_model("test_resnet"), tmp_path / "model.pth")
+    with pytest.raises(ConfigError, match="need code to be run are refused"):
+        Backbone("test_resnet", (8,), str(tmp_path / "model.pth"))
+
+
+@pytest.mark.parametrize(
+    ("name", "strides", "weights", "message"),
+    [
+        ("tf_efficientnet_lite", (8,), "random", 'Did you mean "tf_efficientnet_lite[02]"'),
+        ("resnet18", (3,), "random", "has no stride 3; expected some of"),
+        ("resnet18", (8,), "nowhere.pth", "there is no such file"),
+        ("resnet18", (8,), "default", "must be downloaded, and the model hub can't be reached"),
+    ],
+)
+def test_what_cannot_be_had_is_said(name, strides, weights, message):
+    with pytest.raises(ConfigError, match=message):
+        Backbone(name, strides, weights)
+
+
+def test_weights_of_another_network_are_refused(tmp_path):
+    save_file(timm.create_model("resnet34").state_dict(), tmp_path / "other.safetensors")
+    with pytest.raises(ConfigError, match="missing or of another shape"):
+        Backbone("wide_resnet50_2", (8,), str(tmp_path / "other.safetensors"))
