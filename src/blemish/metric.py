@@ -429,8 +429,8 @@ class State:
         return group_of(next(iter(self.pictures.values())))
 
     def coarsened(self, budget: int) -> "State":
-        """The same in bounded memory."""
-        return replace(self, normal=self.normal.coarsened(budget), anomalous=self.anomalous.coarsened(budget))
+        """The same in bounded memory; defective pixels are few and have three weights, so they get half."""
+        return replace(self, normal=self.normal.coarsened(budget), anomalous=self.anomalous.coarsened(budget // 2))
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Everything as named arrays; equal states give equal arrays, in whatever order they grew."""
@@ -751,7 +751,6 @@ class Evaluation:
         self._states: dict[Key, State] = {}
         self._pending: dict[Key, list[tuple[Keys, Weights | None]]] = {}
         self._pending_pixels = 0
-        self._paths: set[str] = set()
         self._is_coarse = False
 
     def add(
@@ -785,9 +784,8 @@ class Evaluation:
             raise PictureError(
                 name, f"it is labelled good, but its mask marks {defective} pixels", "an empty mask or none"
             )
-        if name in self._paths:
+        if any(name in state.pictures for state in self._states.values()):
             raise PictureError(name, "it is there twice", "every path once, because each copy shifts every metric")
-        self._paths.add(name)
         pixels = 0 if values is None else values.size if np.isfinite(values).all() else -1
         picture = Picture(name, float(image_score), is_anomalous, sample.part, defective, pixels)
         kind = (sample.defect or "defective") if is_anomalous else ""
@@ -814,7 +812,7 @@ class Evaluation:
     @property
     def paths(self) -> frozenset[str]:
         """The pictures taken in so far."""
-        return frozenset(self._paths)
+        return frozenset(path for state in self._states.values() for path in state.pictures)
 
     @property
     def is_exact(self) -> bool:
@@ -844,11 +842,10 @@ class Evaluation:
                 f"one evaluation has mode {self.mode} and intervals {self.intervals}, the other {other.mode} and "
                 f"{other.intervals}; expected the same."
             )
-        _refuse_duplicates(self._paths, other._paths)
+        _refuse_duplicates(self.paths, other.paths)
         self._flush()
         other._flush()
         result = Evaluation(self.mode, intervals=self.intervals)
-        result._paths = self._paths | other._paths
         for one in (self, other):
             for key, state in one._states.items():
                 result._states[key] = result._states.get(key, State()) + state
@@ -891,7 +888,6 @@ class Evaluation:
             start = f"{index}."
             own = {name.removeprefix(start): array for name, array in arrays.items() if name.startswith(start)}
             result._states[tuple(key)] = State.from_arrays(own)
-        result._paths = {path for state in result._states.values() for path in state.pictures}
         return result
 
     def compute(self, options: Options | None = None) -> Results:
@@ -902,7 +898,7 @@ class Evaluation:
         """
         options = options or Options()
         self._flush()
-        if not self._paths:
+        if not self._states:
             raise MetricError("there is nothing to evaluate (0 pictures); expected at least one.")
         if options.resamples and not self.intervals:
             raise MetricError("intervals were asked for, but not collected; start with Evaluation(intervals=True).")
