@@ -51,7 +51,8 @@ def main() -> None:
     for name, rate in rows:
         print(f"{name:8} {rate:10.1f} steps/s")
     print(
-        f"ratio {rows[0][1] / rows[1][1]:.0f}, first {options.plain_steps} choices equal: {ours[: len(theirs)] == theirs}"
+        f"ratio {rows[0][1] / rows[1][1]:.0f}, "
+        f"first {options.plain_steps} choices equal: {ours[: len(theirs)] == theirs}"
     )
 
 

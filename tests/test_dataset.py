@@ -23,8 +23,7 @@ from blemish.dataset import (
     word,
 )
 from blemish.errors import ConfigError, DatasetError, ImageError
-from blemish.types import Preprocessing
-from blemish.types import Failure, Sample
+from blemish.types import Failure, Preprocessing, Sample
 from trees import BAD, GOOD, MASK, SIZE, SQUARE, TREES, grow, mvtec, picture, some
 
 DOCS = Path(__file__).parents[1] / "docs" / "data.md"

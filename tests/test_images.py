@@ -507,9 +507,3 @@ class TestDrawing:
         assert (drawn[8, 10] == 255).all()
         assert np.array_equal(drawn[14, 20], plain[14, 20])
         assert np.array_equal(images.decode(images.encode_png(drawn), "drawn"), drawn)
-
-
-@pytest.mark.parametrize("size", [(31, 256), (256, 8193), (0, 0)])
-def test_image_size_has_limits(size: tuple[int, int]) -> None:
-    with pytest.raises(ConfigError, match=r"--image-size is .*; expected 32 to 8192 pixels a side, for example 256"):
-        Preprocessing(size)

@@ -199,6 +199,44 @@ class Score:
 
 
 @dataclass(frozen=True)
+class Metrics:
+    """Evaluate anybody's anomaly maps: .npy, .tiff or .png, with masks of the same names."""
+
+    maps: Positional[Path]
+    """Folder of maps (higher = more abnormal), or a manifest (.csv, .jsonl) of maps and masks."""
+    masks: Positional[Path | None] = None
+    """Folder of masks; not needed with a manifest."""
+    protocol: Literal["default", "ader", "adeval"] = "default"
+    """How metrics are computed: our way, or that of published tables."""
+    mode: Literal["auto", "exact", "streaming"] = "auto"
+    """Keep all map values, or count them in bounded memory."""
+    aupro_limit: float = 0.3
+    """False-positive rate up to which AUPRO is taken."""
+    json: Path | None = None
+    """File for all values."""
+
+    def __call__(self) -> int:
+        """Evaluates, writes, prints."""
+        import json
+        from dataclasses import asdict
+
+        from blemish import map_files, report
+        from blemish.files import check_writable, write_text
+        from blemish.metric import Options
+
+        if self.json is not None:
+            check_writable(self.json)
+        options = Options(protocol=self.protocol, aupro_limit=self.aupro_limit)
+        results = map_files.evaluate_files(self.maps, self.masks, mode=self.mode, options=options)
+        say(report.values_table(results))
+        say("\n".join(report.results_notes(results)))
+        if self.json is not None:
+            write_text(self.json, json.dumps(asdict(results), indent=2, allow_nan=False) + "\n")
+            say(f"Written: {self.json}")
+        return 0
+
+
+@dataclass(frozen=True)
 class Inspect:
     """Say what an artifact holds: model, configuration, thresholds, categories."""
 
@@ -262,6 +300,7 @@ class Demo:
 COMMANDS: dict[str, Callable[..., Any]] = {
     "predict": Predict,
     "score": Score,
+    "metrics": Metrics,
     "inspect": Inspect,
     "list": List,
     "demo": Demo,

@@ -40,7 +40,9 @@ class DetectorConfig:
     """Range of values for pictures of more than 8 bit; measured on the training pictures if not given."""
 
     def __post_init__(self) -> None:
-        Preprocessing(self.image_size)
+        if min(self.image_size) < 32 or max(self.image_size) > 8192:
+            height, width = self.image_size
+            raise ConfigError(f"--image-size is {height}x{width}; expected 32 to 8192 pixels a side, for example 256.")
         if self.batch_size < 1:
             raise ConfigError(f"--batch-size is {self.batch_size}; expected 1 or more.")
 

@@ -76,11 +76,6 @@ class Preprocessing:
     intensity: Intensity | None = None
     """Rule for pictures of more than 8 bit; None when training saw only 8-bit pictures."""
 
-    def __post_init__(self) -> None:
-        if min(self.image_size) < 32 or max(self.image_size) > 8192:
-            height, width = self.image_size
-            raise ConfigError(f"--image-size is {height}x{width}; expected 32 to 8192 pixels a side, for example 256.")
-
 
 @dataclass(frozen=True, slots=True)
 class Batch:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import textures
 import torch
 
 import blemish
+import textures
 from blemish import registry
 from blemish.artifact import Predictor
 from blemish.dataset import Dataset

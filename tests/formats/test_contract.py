@@ -1,0 +1,58 @@
+"""What every artifact format must do. A new format is tested by existing."""
+
+import numpy as np
+import pytest
+
+import blemish
+import textures
+from blemish import registry
+from blemish.artifact import read_header
+from blemish.errors import ArtifactError, OutputError
+
+pytestmark = pytest.mark.parametrize("name", registry.names("formats"))
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory):
+    data = blemish.open_dataset("auto", textures.write(tmp_path_factory.mktemp("cloth")))
+    return blemish.create("patchcore", preset="tiny", device="cpu").fit(data)
+
+
+@pytest.fixture
+def file(name, detector, tmp_path):
+    path = tmp_path / f"part{registry.load('formats', name).SUFFIX}"
+    blemish.save(detector, path)
+    return path
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_scores_are_those_of_the_detector(file, detector, count, name):
+    from blemish.detector import infer
+
+    batch = np.random.default_rng(count).random((count, 3, 64, 64), np.float32)
+    before, after = infer(detector, batch), blemish.load(file).predict(batch)
+    np.testing.assert_allclose(after.anomaly_map, before.anomaly_map, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(after.image_score, before.image_score, rtol=1e-4, atol=1e-5)
+
+
+def test_the_header_is_the_same_whatever_the_format(file, detector, name):
+    assert read_header(file).fitted == blemish.load(file).header.fitted == detector.fitted
+
+
+def test_nothing_but_the_artifact_is_left(file, name):
+    assert list(file.parent.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("kept", [0.02, 0.5, 0.99])
+def test_a_truncated_file_is_no_artifact(file, kept, name):
+    content = file.read_bytes()
+    file.write_bytes(content[: int(len(content) * kept)])
+    with pytest.raises(ArtifactError, match="is not an artifact of Blemish, or is damaged"):
+        blemish.load(file)
+
+
+def test_a_folder_that_cannot_be_made_is_named(detector, tmp_path, name):
+    (tmp_path / "file").write_text("in the way")
+    suffix = registry.load("formats", name).SUFFIX
+    with pytest.raises(OutputError, match="can't be written"):
+        blemish.save(detector, tmp_path / "file" / f"part{suffix}")

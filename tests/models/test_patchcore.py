@@ -1,0 +1,146 @@
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F  # noqa: N812
+
+import blemish
+from blemish.errors import ConfigError
+from blemish.models.patchcore import (
+    PatchCore,
+    PatchCoreConfig,
+    gaussian_blur,
+    greedy_coreset,
+    project,
+    squared_distances,
+)
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def plain_greedy(points: torch.Tensor, size: int, first: int) -> list[int]:
+    """Algorithm 1 of the paper, word by word, in double precision."""
+    points = points.double()
+    chosen = [first]
+    while len(chosen) < size:
+        distances = torch.cdist(points, points[chosen]).amin(1)
+        if distances.max() == 0:
+            break
+        chosen.append(int(distances.argmax()))
+    return chosen
+
+
+@pytest.mark.parametrize(("count", "width", "size"), [(300, 5, 40), (6000, 8, 60), (5000, 3, 25), (50, 4, 50)])
+def test_coreset_is_that_of_the_plain_algorithm(count, width, size):
+    points = torch.randn(count, width, generator=seeded(count))
+    first = int(torch.randint(count, (1,), generator=seeded(7)))
+    assert greedy_coreset(points, size, seeded(7)).tolist() == plain_greedy(points, size, first)
+
+
+def test_coreset_is_right_when_the_pool_runs_dry():
+    """Far fewer distinct places than the pool is large, so that others must be looked at again and again."""
+    places = torch.randn(40, 6, generator=seeded(0)) * 100
+    points = places.repeat_interleave(300, 0) + torch.randn(12_000, 6, generator=seeded(1))
+    first = int(torch.randint(len(points), (1,), generator=seeded(7)))
+    chosen = greedy_coreset(points, 80, seeded(7)).tolist()
+    assert chosen == plain_greedy(points, 80, first)
+
+
+def test_coreset_stops_at_copies():
+    points = torch.randn(10, 4, generator=seeded(0)).repeat(200, 1)
+    chosen = greedy_coreset(points, 100, seeded(0))
+    assert sorted((chosen % 10).tolist()) == list(range(10))
+
+
+def test_coreset_of_one_point():
+    assert greedy_coreset(torch.ones(1, 3), 5, seeded(0)).tolist() == [0]
+
+
+def test_projection_keeps_distances_nearly():
+    points = torch.randn(200, 512, generator=seeded(0))
+    before, after = (torch.pdist(value) for value in (points, project(points, 128, seeded(1))))
+    assert ((after / before) - 1).abs().mean() < 0.06
+    assert project(points, 512, seeded(1)) is points
+
+
+def test_squared_distances():
+    one, other = torch.randn(7, 5, generator=seeded(0)), torch.randn(4, 5, generator=seeded(1))
+    torch.testing.assert_close(squared_distances(one, other), torch.cdist(one, other) ** 2, rtol=1e-4, atol=1e-4)
+
+
+def test_blur_is_scipys():
+    from scipy.ndimage import gaussian_filter
+
+    image = np.random.default_rng(0).random((40, 56), np.float32)
+    ours = gaussian_blur(torch.from_numpy(image)[None, None], 2.5)[0, 0].numpy()
+    np.testing.assert_allclose(ours, gaussian_filter(image, 2.5, mode="nearest"), rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory) -> PatchCore:
+    import textures
+
+    data = blemish.open_dataset("auto", textures.write(tmp_path_factory.mktemp("cloth")))
+    detector = blemish.create("patchcore", preset="tiny", device="cpu").fit(data)
+    assert isinstance(detector, PatchCore)
+    return detector
+
+
+def test_map_and_score_are_the_papers(fitted):
+    """Equations 6 and 7, without blocks and without centring."""
+    image = torch.rand(3, 3, 64, 64, generator=seeded(3))
+    bank = fitted.memory_bank + fitted.centre
+    with torch.inference_mode():
+        prediction = fitted(image)
+        patches = fitted.embed(image).flatten(2).transpose(1, 2)
+        distances = torch.cdist(patches.double(), bank.double().expand(3, -1, -1)).float()
+        nearest = distances.amin(2)
+        for number in range(3):
+            where = int(nearest[number].argmax())
+            entry = int(distances[number, where].argmin())
+            around = torch.cdist(bank[entry : entry + 1], bank)[0].topk(9, largest=False).indices
+            to_around = distances[number, where, around]
+            weight = 1 - torch.exp(to_around[0] - to_around.logsumexp(0))
+            expected = weight * nearest[number, where]
+            torch.testing.assert_close(prediction.image_score[number], expected, rtol=1e-3, atol=1e-4)
+        grid = F.interpolate(nearest.view(3, 1, 8, 8), size=(64, 64), mode="bilinear")
+        torch.testing.assert_close(prediction.anomaly_map, gaussian_blur(grid, 2.0).squeeze(1), rtol=1e-3, atol=1e-3)
+
+
+def test_embedding_joins_all_stages_on_one_grid(fitted):
+    embedding = fitted.embed(torch.rand(1, 3, 72, 88, generator=seeded(0)))
+    assert embedding.shape == (1, 24 + 40 + 112, 9, 11)
+
+
+def test_bank_is_bounded_and_holds_training_patches(fitted):
+    assert fitted.memory_bank.shape == (64, 176)
+    assert fitted.neighbour_index.shape == (64, 9)
+    assert fitted.neighbour_index[:, 0].tolist() == list(range(64))
+
+
+def test_candidates_do_not_depend_on_the_batch_size(tmp_path):
+    import textures
+
+    data = blemish.open_dataset("auto", textures.write(tmp_path))
+    banks = [
+        blemish.create("patchcore", preset="tiny", config={"batch_size": size}, device="cpu").fit(data).memory_bank
+        for size in (1, 7)
+    ]
+    torch.testing.assert_close(banks[0], banks[1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("neighbourhood", 2),
+        ("coreset_size", 0),
+        ("patch_stride", 32),
+        ("blur", -1.0),
+        ("batch_size", 0),
+        ("image_size", (8, 8)),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(field, value):
+    with pytest.raises(ConfigError, match=f"--{field.replace('_', '-')} is .*expected"):
+        PatchCoreConfig(**{field: value})

@@ -1,0 +1,64 @@
+import pytest
+import torch
+
+import blemish
+import textures
+from blemish import detector
+from blemish.detector import DetectorConfig, generator
+from blemish.errors import ConfigError, DatasetError
+
+
+@pytest.mark.parametrize("size", [(31, 256), (256, 8193), (0, 0)])
+def test_image_size_has_limits(size):
+    with pytest.raises(ConfigError, match=r"--image-size is .*; expected 32 to 8192 pixels a side, for example 256"):
+        DetectorConfig(image_size=size)
+
+
+def test_generators_follow_seed_and_item():
+    def draw(*key: int) -> float:
+        return float(torch.rand(1, generator=generator(*key)))
+
+    assert draw(0, 1) == draw(0, 1)
+    assert len({draw(0, 1), draw(0, 2), draw(1, 1), draw(0, 1, 0), draw(0, 1, 1)}) >= 4
+
+
+def test_a_device_that_is_not_there_is_named():
+    with pytest.raises(ConfigError, match='--device is "tpu"'):
+        detector.choose_device("tpu")
+
+
+def test_one_good_picture_is_too_few(tmp_path):
+    data = blemish.open_dataset("auto", textures.write(tmp_path, train=1))
+    with pytest.raises(DatasetError, match="at least 2 good training pictures"):
+        blemish.create("patchcore", preset="tiny").fit(data)
+
+
+def test_the_test_set_is_not_looked_at(tmp_path):
+    root = textures.write(tmp_path)
+    data = blemish.open_dataset("auto", root)
+    for sample in data.test:
+        sample.path.unlink()
+    assert blemish.create("patchcore", preset="tiny").fit(data).fitted is not None
+
+
+def test_learned_from_holds_the_training_pictures_and_no_other(tmp_path):
+    data = blemish.open_dataset("auto", textures.write(tmp_path))
+    fitted = blemish.create("patchcore", preset="tiny").fit(data).fitted
+    assert fitted is not None
+    digests = {sample: detector.digest(sample) for sample in data.samples}
+    assert set(fitted.learned_from) == {digests[sample] for sample in data.train}
+
+
+def test_deep_pictures_measure_a_rule(tmp_path):
+    import numpy as np
+    from PIL import Image
+
+    root = textures.write(tmp_path, train=4, test=1)
+    for path in root.rglob("*/good/*.png"):
+        grey = np.asarray(Image.open(path).convert("L")).astype(np.uint16) * 16
+        Image.fromarray(grey).save(path)
+    trained = blemish.create("patchcore", preset="tiny").fit(blemish.open_dataset("auto", root))
+    assert trained.fitted is not None
+    rule = trained.fitted.preprocessing.intensity
+    assert rule is not None
+    assert (rule.low, rule.high) == (0, 4095)
