@@ -138,9 +138,7 @@ def scikit_learn(items: Iterator[Item], clock: Clock) -> dict[str, float]:
 
 
 def reference_protocol(items: Iterator[Item], clock: Clock) -> dict[str, float]:
-    """All metrics of the tables, the plain way: masks are int64, every threshold counts all pixels and
-    labels all masks again.
-    """
+    """All metrics of the tables, the plain way: int64 masks, counted and labelled again at each threshold."""
     from skimage.measure import label, regionprops
 
     maps, masks_of_all, labels = _all(items)

@@ -74,8 +74,9 @@ def evaluate_files(
 def collect(files: Iterable[MapFile], *, mode: Mode = "auto", options: Options | None = None) -> Evaluation:
     """An evaluation of all files, to be saved, merged or computed."""
     files = list(files)
-    evaluation = Evaluation(mode)
-    trust_labels = (options or Options()).protocol == "default"
+    options = options or Options()
+    evaluation = Evaluation(mode, intervals=options.resamples > 0)
+    trust_labels = options.protocol == "default"
     faults: list[PictureError] = []
     for file in track(files, "Evaluating", len(files)):
         try:
@@ -176,7 +177,7 @@ def _by_key(folder: Path, suffixes: frozenset[str]) -> dict[Path, Path]:
             found[key] = path
     if twice:
         raise MetricError(
-            f"{twice[0]} is there twice, with another suffix (such files: {len(twice)}); expected one file of each name."
+            f"{twice[0]} is there twice, with another suffix (such files: {len(twice)}); expected one of each name."
         )
     return found
 

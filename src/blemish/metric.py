@@ -971,7 +971,7 @@ def evaluate(
             f"there are {len(anomaly_maps)} anomaly maps, {len(masks)} masks and {scores} image scores; "
             "expected the same number of each."
         )
-    evaluation = Evaluation(mode)
+    evaluation = Evaluation(mode, intervals=options is not None and options.resamples > 0)
     for index, (values, mask) in enumerate(zip(anomaly_maps, masks, strict=True)):
         sample = Sample(path=Path(f"picture {index}"), category="all", split="test", is_anomalous=None)
         score = _as_array(values).max() if image_scores is None else image_scores[index]
