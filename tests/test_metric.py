@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from blemish import metric, registry
-from blemish.errors import MetricError
+from blemish.errors import ConfigError, MetricError
 from blemish.metric import Cells, Evaluation, Options, all_metrics, evaluate, to_keys, to_values
 from blemish.types import Sample
 
@@ -334,3 +334,12 @@ def test_intervals_of_parts():
 def test_intervals_must_be_collected():
     with pytest.raises(MetricError, match="intervals=True"):
         collected(pictures()).compute(Options(resamples=10))
+
+
+def test_options_that_do_not_exist():
+    with pytest.raises(ConfigError, match='no protocol named "adr". Did you mean "ader"'):
+        Options(protocol="adr")
+    with pytest.raises(ConfigError, match="--aupro-limit is 0; expected more than 0"):
+        Options(aupro_limit=0)
+    with pytest.raises(ConfigError, match='no mode named "exakt"'):
+        Evaluation("exakt")

@@ -29,7 +29,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar, cast
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar, cast, get_args
 
 import cv2
 import numpy as np
@@ -38,7 +38,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from blemish import registry
-from blemish.errors import MetricError
+from blemish.errors import ConfigError, MetricError, not_among
 from blemish.types import Sample
 
 Level = Literal["image", "pixel", "region", "part"]
@@ -492,6 +492,12 @@ class Options:
     seed: int = 0
     """Decides which pictures are drawn."""
 
+    def __post_init__(self) -> None:
+        if self.protocol not in PROTOCOLS:
+            raise ConfigError(not_among("protocol", self.protocol, PROTOCOLS))
+        if not 0 < self.aupro_limit <= 1:
+            raise ConfigError(f"--aupro-limit is {self.aupro_limit}; expected more than 0 and at most 1, as 0.3.")
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -746,6 +752,8 @@ class Evaluation:
                 exact up to `EXACT_PIXELS`.
             intervals: Whether to keep what `Options.resamples` needs.
         """
+        if mode not in get_args(Mode):
+            raise ConfigError(not_among("mode", mode, get_args(Mode)))
         self.mode: Mode = mode
         self.intervals = intervals
         self._states: dict[Key, State] = {}
