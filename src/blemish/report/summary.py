@@ -1,0 +1,297 @@
+"""What a report says in words and figures: table, headline, notes, JSON, CSV."""
+
+import csv
+import io
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from blemish.scoring import Report, Scored
+from blemish.types import Failure, Sample, Threshold
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+COLUMNS = (
+    "image_auroc",
+    "image_ap",
+    "image_f1_max",
+    "pixel_auroc",
+    "pixel_ap",
+    "aupro",
+    "false_reject_rate",
+    "miss_rate",
+)
+"""The metrics that tables show."""
+CSV_COLUMNS = (
+    "path",
+    "category",
+    "is_anomalous",
+    "defect",
+    "image_score",
+    "calibrated_score",
+    "decision",
+    "regions",
+    "largest_area",
+    "peak",
+)
+"""What is known of a picture, in the order of `to_csv`."""
+
+_NAMED = 3  # unreadable pictures that a note names
+_NONE = "–"  # noqa: RUF001 - an en dash is what tables have where nothing is
+_SURPRISING = 0.01  # chance below which a broken promise is no accident
+
+
+@dataclass(frozen=True)
+class Tally:
+    """How the pictures of one kind were decided."""
+
+    total: int
+    passed: int
+    review: int
+    rejected: int
+
+    @classmethod
+    def of(cls, scored: Iterable[Scored]) -> "Tally":
+        """The counts of these pictures."""
+        counts = Counter(row.decision for row in scored)
+        return cls(counts.total(), counts["good"], counts["review"], counts["defective"])
+
+
+def table(report: Report) -> "Table":
+    """The metrics: a row for each category, and their mean if there are several."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    shown.add_column("category", overflow="fold")
+    names = columns(report)
+    for name in names:  # in lines, so that all fit into 80 characters
+        shown.add_column(name.replace("_", "_\n").replace("f1_\n", "f1_"), justify="right", no_wrap=True)
+    rows = list(report.results.metrics.items())
+    for category, values in rows:
+        shown.add_row(Text(printable(category)), *(number(values.get(name)) for name in names))
+    if len(rows) > 1:
+        shown.add_section()
+        shown.add_row(Text("mean"), *(number(report.results.mean.get(name)) for name in names))
+    return shown
+
+
+def columns(report: Report) -> list[str]:
+    """Which of `COLUMNS` have a value for some category."""
+    return [name for name in COLUMNS if name in report.results.mean]
+
+
+def notes(report: Report) -> list[str]:
+    """What a reader of the table should know: thresholds and what was seen of their promise, then `remarks`."""
+    sections = by_category(report)
+    thresholds = [printable(f"{category}: {promise(report, category, rows)}") for category, rows in sections.items()]
+    return thresholds + remarks(report)
+
+
+def remarks(report: Report) -> list[str]:
+    """Why metrics have no value, how the values came about, and what could not be read, a sentence or two each."""
+    lines = [*_undefined(report), *report.results.notes, *_failures(report)]
+    if any(decider.review is not None for decider in report.deciders.values()) and "miss_rate" in report.results.mean:
+        lines.append("miss_rate counts defective pictures sent to a person as passed.")
+    mode = "all map values" if report.results.mode == "exact" else "map values counted in cells"
+    lines.append(f'Metrics follow the protocol "{report.results.protocol}", from {mode} (mode {report.results.mode}).')
+    return [printable(line) for line in lines]
+
+
+def headline(report: Report) -> str:
+    """What was tested on what, and what came of it, in two or three sentences."""
+    good, defective = (tally(report.scored, is_anomalous) for is_anomalous in (False, True))
+    categories = list(report.results.metrics)
+    of = categories[0] if len(categories) == 1 else f"{len(categories)} categories"
+    rate = promised(report)
+    saying = f"At the threshold that is expected to stop at most {rate} good parts" if rate else "At the threshold"
+    stopped = f"{share(good.rejected, good.total)} good pictures {_were(good.rejected)} stopped"
+    missed = f"{share(defective.passed, defective.total)} defective ones {_were(defective.passed)} missed"
+    outcome = " and ".join(text for row, text in ((good, stopped), (defective, missed)) if row.total)
+    lack = "" if good.total and defective.total else f" There were no {'defective' if good.total else 'good'} pictures."
+    review = good.review + defective.review
+    person = f" {review} {_were(review)} sent to a person ({good.review} good, {defective.review} defective)."
+    return printable(
+        f"{report.header.model} was tested on {good.total} good and {defective.total} defective pictures of {of}. "
+        f"{saying}, {outcome}.{person if review else ''}{lack}"
+    )
+
+
+def promised(report: Report) -> str:
+    """The share of good parts that may be stopped, from the loosest to the strictest category; or nothing."""
+    rates = sorted((threshold.promised for threshold in thresholds(report).values()), reverse=True)
+    return " to ".join(dict.fromkeys(one_in(rate) for rate in (*rates[:1], *rates[-1:])))
+
+
+def to_json(report: Report) -> str:
+    """The report as one JSON object, indented; what is not a number is null."""
+    # Written twice, because only reading has a hook for NaN and infinity.
+    values = json.loads(json.dumps(report.plain()), parse_constant=lambda _: None)
+    return json.dumps(values, indent=2, allow_nan=False) + "\n"
+
+
+def to_csv(report: Report) -> str:
+    """The scores, a line for each picture; what is not a number is empty."""
+    text = io.StringIO()
+    lines = csv.writer(text, lineterminator="\n")
+    lines.writerow(CSV_COLUMNS)
+    for row in report.scored:
+        found = row.regions
+        known = "" if row.is_anomalous is None else str(row.is_anomalous).lower()
+        scores = [_cell(row.image_score), _cell(row.calibrated_score)]
+        largest = [max(region.area for region in found), _cell(max(region.peak for region in found))] if found else []
+        about = [row.path, sample_of(report, row).category, known, row.defect]
+        lines.writerow([*about, *scores, row.decision, len(found), *(largest or ["", ""])])
+    return printable(text.getvalue())
+
+
+def by_category(report: Report) -> dict[str, list[Scored]]:
+    """{category: its pictures}, in the order of the results."""
+    found: dict[str, list[Scored]] = {category: [] for category in report.results.metrics}
+    for row in report.scored:
+        found.setdefault(sample_of(report, row).category, []).append(row)
+    return found
+
+
+def sample_of(report: Report, row: Scored) -> Sample:
+    """The sample that was scored, or what its scores tell of it."""
+    unknown = Sample(
+        path=Path(row.path), category=row.category, split="test", is_anomalous=row.is_anomalous, defect=row.defect
+    )
+    return report.samples.get(row.path, unknown)
+
+
+def thresholds(report: Report) -> dict[str, Threshold]:
+    """The threshold of each category that was tested."""
+    return {name: report.deciders[name].reject for name in report.results.metrics if name in report.deciders}
+
+
+def sorted_failures(report: Report) -> tuple[list[Failure], list[Failure]]:
+    """Pictures that are left out, and those that were scored without their mask."""
+    scored = {row.path for row in report.scored}
+    unread = [failure for failure in report.failures if str(failure.path) not in scored]
+    return unread, [failure for failure in report.failures if str(failure.path) in scored]
+
+
+def tally(scored: Iterable[Scored], is_anomalous: bool) -> Tally:
+    """How the good pictures, or the defective ones, were decided."""
+    return Tally.of(row for row in scored if row.is_anomalous is is_anomalous)
+
+
+def promise(report: Report, category: str, rows: Sequence[Scored]) -> str:
+    """What is promised of a category's threshold, and what was seen of it."""
+    decider = report.deciders.get(category)
+    if decider is None:
+        return "there is no threshold."
+    sentences = [decider.reject.sentence()]
+    if decider.review is not None:
+        sentences.append(f"To a person from {decider.review.sentence()}")
+    good = tally(rows, False)
+    if not good.total:
+        return " ".join([*sentences, "There are no good test pictures to see whether that holds."])
+    sentences.append(f"Seen: {share(good.rejected, good.total)} good rejected.")
+    if decider.review is not None:
+        sentences.append(f"Sent to a person: {share(good.review, good.total)} good.")
+    if _chance(good.rejected, good.total, decider.reject) < _SURPRISING:
+        sentences.append(
+            "That is more than chance explains: the good test pictures are not like those that the threshold "
+            "rests on. Calibrate on pictures as they come from the line."
+        )
+    return " ".join(sentences)
+
+
+def _chance(seen: int, tested: int, threshold: Threshold) -> float:
+    """The probability that a kept promise shows `seen` or more rejected of `tested` good pictures.
+
+    Of n held-out scores, a are at or above the threshold; as long as the test pictures are like
+    those, the number above it is beta-binomial with parameters a and n + 1 - a.
+    """
+    n = threshold.good_pictures
+    a = max(1, math.floor(round((n + 1) * threshold.promised, 9)))
+    b = n + 1 - a
+
+    def log_beta(x: float, y: float) -> float:
+        return math.lgamma(x) + math.lgamma(y) - math.lgamma(x + y)
+
+    terms = (
+        math.log(math.comb(tested, count)) + log_beta(count + a, tested - count + b) - log_beta(a, b)
+        for count in range(seen, tested + 1)
+    )
+    return min(1.0, math.fsum(math.exp(term) for term in terms))
+
+
+def _undefined(report: Report) -> list[str]:
+    """Why metrics have no value, each reason once."""
+    reasons: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for category, missing in report.results.undefined.items():
+        for reason in dict.fromkeys(missing.values()):
+            names = tuple(name for name in missing if missing[name] == reason)
+            reasons.setdefault((reason, names), []).append(category)
+    sentences = []
+    for (reason, names), categories in reasons.items():
+        shown = [name for name in names if name in COLUMNS] or list(names[:_NAMED])
+        more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
+        verb = "has" if len(names) == 1 else "have"
+        sentences.append(f"{', '.join(categories)}: {', '.join(shown)}{more} {verb} no value: {reason}.")
+    return sentences
+
+
+def _failures(report: Report) -> list[str]:
+    unread, unmasked = sorted_failures(report)
+    total = len(unread) + len(report.scored)
+    cases = (
+        (unread, f"of {total} pictures could not be used"),
+        (unmasked, "scored without all that belongs to it"),
+    )
+    lines = []
+    for failures, what in cases:
+        names = ", ".join(str(failure.path) for failure in failures[:_NAMED])
+        more = f" and {len(failures) - _NAMED} more" if len(failures) > _NAMED else ""
+        lines += [f"{len(failures)} {what}: {names}{more}."] if failures else []
+    return lines
+
+
+def number(value: float | None) -> str:
+    """A metric with four decimals, or a dash.
+
+    >>> number(0.98765)
+    '0.9877'
+    """
+    return _NONE if value is None or not math.isfinite(value) else f"{value:.4f}"
+
+
+def one_in(rate: float) -> str:
+    """A small share as people say it.
+
+    >>> one_in(0.005)
+    '1 in 200'
+    """
+    return f"1 in {1 / rate:.4g}"
+
+
+def share(part: int, total: int) -> str:
+    """Some of all, with the percentage.
+
+    >>> share(2, 70)
+    '2 of 70 (2.9 %)'
+    """
+    return f"{part} of {total} ({100 * part / total:.1f} %)" if total else _NONE
+
+
+def printable(text: str) -> str:
+    """The text with bytes of file names that are not text written as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _were(number: int) -> str:
+    return "was" if number == 1 else "were"
+
+
+def _cell(value: float) -> str:
+    return repr(value) if math.isfinite(value) else ""
