@@ -6,7 +6,7 @@ with the reason where it has no value. Evidence is made of `State`s, one for eac
 that an `Evaluation` collects picture by picture and that add up: shards, processes and machines
 may each see a part, in any order, and the sum is the same bit for bit.
 
-How a state keeps millions of map values in bounded memory, and still exactly where it matters:
+How map values are kept in bounded memory, and still exactly where it matters:
 
 - A float32 is given its rank among all float32 as a 32-bit *key*. Nothing is scaled, so that no
   range needs to be known beforehand and no outlier can spoil it.
@@ -16,6 +16,8 @@ How a state keeps millions of map values in bounded memory, and still exactly wh
   (halving their resolution) until every page has its equal share.
 - Which bits are dropped depends only on the set of values, never on the order of arrival: a page
   can only get fuller as data comes in, and dropping bits commutes with adding counts.
+- Values that many pixels of one picture share are kept apart, so that clipped and constant areas
+  stay ties.
 - Inside a cell that is wider than one value, values are taken to be spread evenly. Weights are
   whole numbers, so that sums do not depend on their order.
 
