@@ -32,7 +32,7 @@ class DetectorConfig:
     """Height and width that pictures are brought to."""
     backbone: str = DEFAULT
     """Feature extractor, by timm's name."""
-    batch_size: int = 16
+    batch_size: int = 8
     """Pictures taken at a time."""
     seed: int = 0
     """Seed of everything that is drawn at random."""
