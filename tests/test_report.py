@@ -54,7 +54,7 @@ def scored(root: Path, files: Mapping[str, str], **changes) -> tuple[Report, Pre
 class Page(HTMLParser):
     """What a page shows: its text, its pictures, and whatever it would load."""
 
-    VOID = frozenset({"meta", "img", "br", "link", "input"})
+    VOID = frozenset({"meta", "img", "br", "wbr", "link", "input"})
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -189,6 +189,7 @@ def test_notes_hold_the_promise_against_what_was_seen(mixed):
     assert first.startswith("part: threshold 0.498: at most 1 in 100 good parts is expected above it (99 good")
     assert "Seen: 2 of 4 (50.0 %) good rejected." in first
     assert "more than chance explains" in first
+    assert "than chance explains , of part ." in page_of(*mixed).text
     assert reports.notes(report)[-1].startswith('Metrics follow the protocol "default", from all map values')
 
 
@@ -210,6 +211,12 @@ def test_headline_counts_decisions(mixed):
         "at most 1 in 100 good parts, 2 of 4 (50.0 %) good pictures were stopped and 2 of 4 (50.0 %) defective ones "
         "were missed."
     )
+
+
+def test_kept_promise_is_not_called_broken(tmp_path):
+    report, chosen = scored(tmp_path, mvtec("part"), calibration=Calibration((0.7,) * 99, (0.7,) * 99))
+    assert "Seen: 0 of 3 (0.0 %) good rejected." in reports.notes(report)[0]
+    assert "chance" not in page_of(report, chosen).text
 
 
 def test_grey_zone_is_counted_apart(tmp_path):
@@ -434,7 +441,7 @@ def noise(tmp_path: Path, categories: int, size: int) -> tuple[Report, Predictor
 @pytest.mark.parametrize(("categories", "size", "limit"), [(1, 512, 3e6), (30, 96, 20e6)])
 def test_size_stays_below_what_mail_takes(tmp_path, monkeypatch, categories, size, limit):
     if categories > 1:  # drawing them takes long
-        monkeypatch.setattr(plots, "_svg", lambda *_: f"<svg>{' ' * 20_000}</svg>")
+        monkeypatch.setattr(plots, "_svg", lambda *_, **__: f"<svg>{' ' * 20_000}</svg>")
     report, chosen = noise(tmp_path / "n", categories, size)
     shown = page_of(report, chosen)
     assert len(shown.html) < limit
@@ -458,7 +465,14 @@ def test_outliers_do_not_squash_the_histogram():
     found = plots.plots("part", rows, Decider(SCORES, Policy()))
     assert "1 further out" in found[0].about
     assert [bool(plot.svg) for plot in found] == [True, False, False]
-    assert plots._range([np.full(3, 7.0)], [])[0] < 7 < plots._range([np.full(3, 7.0)], [])[1]
+
+
+@pytest.mark.parametrize(
+    "values", [[7.0, 7.0], [0.0], [1.0, 1 + 2e-16], [-3e38, 3e38], [5.0, math.inf, math.nan], [1e-40, 2e-40]]
+)
+def test_histogram_takes_any_scores(values):
+    rows = [Scored(str(i), value, 0.5, "good", (), is_anomalous=bool(i % 2)) for i, value in enumerate(values)]
+    assert plots._histogram("part", rows, None).svg
 
 
 def test_curves_are_those_of_scikit_learn(mixed):

@@ -28,6 +28,7 @@ from blemish.report.summary import (
     by_category,
     columns,
     headline,
+    is_broken,
     number,
     one_in,
     printable,
@@ -88,6 +89,8 @@ class Section:
     """Kind of defect, how its pictures were decided, its metrics against all good pictures."""
     galleries: tuple[Gallery, ...]
     has_review: bool
+    is_broken: bool
+    """Whether the promise of the threshold does not hold."""
 
 
 def to_html(report: Report, predictor: Predictor) -> str:
@@ -112,6 +115,7 @@ def to_html(report: Report, predictor: Predictor) -> str:
     template = resources.files("blemish.report").joinpath("page.html.jinja").read_text("utf-8")
     unread, unmasked = sorted_failures(report)
     by_defect = [values for kinds in report.results.by_defect.values() for values in kinds.values()]
+    sections = _sections(report, predictor)
     page = environment.from_string(template).render(
         report=report,
         headline=headline(report),
@@ -120,14 +124,15 @@ def to_html(report: Report, predictor: Predictor) -> str:
         columns=columns(report),
         defect_columns=[name for name in _DEFECT_COLUMNS if any(name in values for values in by_defect)],
         metrics=all_metrics(),
-        sections=_sections(report, predictor),
+        sections=sections,
+        broken=[section for section in sections if section.is_broken],
         good=tally(report.scored, False),
         defective=tally(report.scored, True),
         decisions={"good": "passed", "review": "to a person", "defective": "rejected"},
         thresholds=thresholds(report),
         unread=unread,
         unmasked=unmasked,
-        root=_root(report),
+        root=_root(report.scored),
     )
     return printable(page)
 
@@ -153,6 +158,7 @@ def _sections(report: Report, predictor: Predictor) -> list[Section]:
                     for title, about, own in chosen[category]
                 ),
                 has_review=decider is not None and decider.review is not None,
+                is_broken=is_broken(report, category, rows),
             )
         )
     return sections
@@ -195,8 +201,8 @@ def _choose(rows: Sequence[Scored], size: int) -> list[tuple[str, str, list[Scor
 def _shots(report: Report, predictor: Predictor, rows: Sequence[Scored], categories: int) -> dict[str, Shot]:
     """{path: what a gallery shows of it}; the pictures go through the predictor again."""
     limit = _limit(categories)
-    root = _root(report)
-    shots = {row.path: Shot(row, os.path.relpath(row.path, root)) for row in rows}
+    roots = {category: _root(own) for category, own in by_category(report).items()}
+    shots = {row.path: Shot(row, os.path.relpath(row.path, roots[sample_of(report, row).category])) for row in rows}
     policy = next((decider.policy for decider in report.deciders.values()), None)
     unread: list[Failure] = []  # their shots have no picture, and say so
     for judged in judge(predictor, [sample_of(report, row) for row in rows], unread, policy):
@@ -248,9 +254,9 @@ def _limit(categories: int) -> int:
     return in_base64 * 3 // 4
 
 
-def _root(report: Report) -> str:
-    """The folder that all pictures share."""
-    return os.path.commonpath([Path(row.path).parent for row in report.scored]) if report.scored else "."
+def _root(rows: Sequence[Scored]) -> str:
+    """The folder that all these pictures share."""
+    return os.path.commonpath([Path(row.path).parent for row in rows]) if rows else "."
 
 
 def _rank(row: Scored) -> float:

@@ -17,18 +17,23 @@ from blemish.types import Decider
 
 _BINS = 40
 # Colours that matplotlib writes, and the variables of the page that stand for them.
-_COLOURS = {"#010101": "var(--ink)", "#020202": "var(--line)", "#030303": "var(--good)", "#040404": "var(--bad)"}
-_INK, _LINE, _GOOD, _BAD = _COLOURS
+_COLOURS = {
+    "#010101": "var(--ink)",
+    "#020202": "var(--soft)",
+    "#030303": "var(--good)",
+    "#040404": "var(--bad)",
+}
+_INK, _SOFT, _GOOD, _BAD = _COLOURS
 _STYLE: Any = {
     "svg.fonttype": "none",
     "font.size": 11.0,
     "text.color": _INK,
-    "axes.edgecolor": _LINE,
+    "axes.edgecolor": _SOFT,
     "axes.labelcolor": _INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "xtick.color": _LINE,
-    "ytick.color": _LINE,
+    "xtick.color": _SOFT,
+    "ytick.color": _SOFT,
     "xtick.labelcolor": _INK,
     "ytick.labelcolor": _INK,
     "legend.frameon": False,
@@ -59,7 +64,7 @@ def plots(category: str, rows: Sequence[Scored], decider: Decider | None) -> tup
     precision = bad.rejected / (bad.rejected + good.rejected) if bad.rejected + good.rejected else None
 
     def draw_roc(axes: Any) -> None:
-        axes.plot((0, 1), (0, 1), color=_LINE, linewidth=1, linestyle=":")
+        axes.plot((0, 1), (0, 1), color=_SOFT, linewidth=1, linestyle=":")
         _draw_curve(axes, false, true, (good.rejected / good.total, recall))
         axes.set(xlabel="share of good pictures rejected", ylabel="share of defective rejected")
 
@@ -111,7 +116,7 @@ def _histogram(category: str, rows: Sequence[Scored], decider: Decider | None) -
     about = "Overlap is where mistakes come from."
     about += f" {outside} further out are counted in the outermost bars." if outside else ""
     about += f" {unknown} without a number for a score are left out." if unknown else ""
-    return Plot(title, about, _svg(f"{category} scores", draw))
+    return Plot(title, about, _svg(f"{category} scores", draw, top=0.83))
 
 
 def _range(kinds: Sequence[NDArray[np.float64]], thresholds: Sequence[float]) -> tuple[float, float]:
@@ -125,7 +130,8 @@ def _range(kinds: Sequence[NDArray[np.float64]], thresholds: Sequence[float]) ->
     room = 2 * max(max(middles) - min(middles), *(high - low for low, high in low_high), 0.0)
     for scores, (low, high) in zip(kinds, low_high, strict=True):
         ends += [max(float(scores.min()), min(low, high) - room), min(float(scores.max()), max(low, high) + room)]
-    margin = 0.04 * (max(ends) - min(ends)) or abs(max(ends)) * 0.05 or 0.5
+    # At least so wide that floating point can tell the bars apart.
+    margin = max(0.04 * (max(ends) - min(ends)), 1e-6 * max(map(abs, ends))) or 0.5
     return min(ends) - margin, max(ends) + margin
 
 
@@ -151,19 +157,20 @@ def _draw_curve(axes: Any, xs: Any, ys: Any, dot: Any) -> None:
     axes.set(xlim=(0, 1), ylim=(0, 1))
 
 
-def _svg(name: str, draw: Callable[[Any], None]) -> str:
+def _svg(name: str, draw: Callable[[Any], None], top: float = 0.97) -> str:
     """A drawing as an <svg> element that takes its colours and its font from the page.
 
     Args:
         name: Makes what it refers to inside unlike that of other drawings on the page.
         draw: Draws on axes.
+        top: How high the axes reach, as a share; what is left is for a legend.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
     with mpl.rc_context(_STYLE | {"svg.hashsalt": name}):
         figure = Figure(figsize=(4.6, 3.3))
-        figure.subplots_adjust(left=0.14, right=0.96, bottom=0.16, top=0.83)
+        figure.subplots_adjust(left=0.14, right=0.96, bottom=0.16, top=top)
         draw(figure.add_subplot())
         buffer = io.StringIO()
         about = dict.fromkeys(("Date", "Creator", "Format", "Type"))

@@ -198,12 +198,18 @@ def promise(report: Report, category: str, rows: Sequence[Scored]) -> str:
     sentences.append(f"Seen: {share(good.rejected, good.total)} good rejected.")
     if decider.review is not None:
         sentences.append(f"Sent to a person: {share(good.review, good.total)} good.")
-    if _chance(good.rejected, good.total, decider.reject) < _SURPRISING:
+    if is_broken(report, category, rows):
         sentences.append(
             "That is more than chance explains: the good test pictures are not like those that the threshold "
             "rests on. Calibrate on pictures as they come from the line."
         )
     return " ".join(sentences)
+
+
+def is_broken(report: Report, category: str, rows: Sequence[Scored]) -> bool:
+    """Whether more good pictures of a category were rejected than chance explains if its promise holds."""
+    good, decider = tally(rows, False), report.deciders.get(category)
+    return decider is not None and _chance(good.rejected, good.total, decider.reject) < _SURPRISING
 
 
 def _chance(seen: int, tested: int, threshold: Threshold) -> float:
