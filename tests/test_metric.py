@@ -336,6 +336,13 @@ def test_intervals_must_be_collected():
         collected(pictures()).compute(Options(resamples=10))
 
 
+def test_the_first_of_several_bad_pictures():
+    maps, masks = np.zeros((4, 3, 3)), [np.zeros((3, 3)), np.zeros((3, 2)), np.full((3, 3), 7), np.zeros((2, 3))]
+    message = r"picture 1: the anomaly map .* The same is wrong with 2 of 4 pictures\."
+    with pytest.raises(MetricError, match=message):
+        evaluate(maps, masks)
+
+
 def test_options_that_do_not_exist():
     with pytest.raises(ConfigError, match='no protocol named "adr". Did you mean "ader"'):
         Options(protocol="adr")

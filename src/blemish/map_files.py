@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from blemish import images
 from blemish.errors import MetricError
-from blemish.metric import Evaluation, Mode, Options, PictureError, Results
+from blemish.metric import Evaluation, Mode, Options, PictureError, Results, refuse
 from blemish.progress import track
 from blemish.types import Sample
 
@@ -83,9 +83,7 @@ def collect(files: Iterable[MapFile], *, mode: Mode = "auto", options: Options |
             _add(evaluation, file, trust_labels=trust_labels)
         except PictureError as fault:
             faults.append(fault)
-    if faults:
-        alike = sum(fault.expected == faults[0].expected for fault in faults)
-        raise MetricError(f"{faults[0]} The same is wrong with {alike} of {len(files)} pictures.")
+    refuse(faults, len(files))
     return evaluation
 
 

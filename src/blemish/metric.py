@@ -986,11 +986,23 @@ def evaluate(
             "expected the same number of each."
         )
     evaluation = Evaluation(mode, intervals=options is not None and options.resamples > 0)
+    faults = []
     for index, (values, mask) in enumerate(zip(anomaly_maps, masks, strict=True)):
         sample = Sample(path=Path(f"picture {index}"), category="all", split="test", is_anomalous=None)
-        score = _as_array(values).max() if image_scores is None else image_scores[index]
-        evaluation.add(sample, float(score), values, mask)
+        try:
+            score = as_map(values, str(sample.path)).max() if image_scores is None else image_scores[index]
+            evaluation.add(sample, float(score), values, mask)
+        except PictureError as fault:
+            faults.append(fault)
+    refuse(faults, len(masks))
     return evaluation.compute(options)
+
+
+def refuse(faults: Sequence[PictureError], pictures: int) -> None:
+    """Raises `MetricError`, if there are faults, with the first and the number of those like it."""
+    if faults:
+        alike = sum(fault.expected == faults[0].expected for fault in faults)
+        raise MetricError(f"{faults[0]} The same is wrong with {alike} of {pictures} pictures.")
 
 
 def _notes(category: str, pictures: Sequence[Picture]) -> list[str]:
