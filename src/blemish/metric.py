@@ -129,7 +129,8 @@ class Metric:
 @cache
 def all_metrics() -> Mapping[str, Metric]:
     """All metrics by name, in the order in which tables show them."""
-    modules = [registry.load("metrics", name) for name in registry.names("metrics")]
+    names = sorted(registry.names("metrics"), key=lambda name: name != "ranking")  # the best known come first
+    modules = [registry.load("metrics", name) for name in names]
     found = [metric for module in modules for metric in cast(tuple[Metric, ...], module.METRICS)]
     order = ("image", "part", "pixel", "region")
     return {metric.name: metric for metric in sorted(found, key=lambda metric: order.index(metric.level))}
