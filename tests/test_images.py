@@ -496,14 +496,17 @@ class TestDrawing:
         assert drawn[0, 3, 0] > drawn[0, 3, 2]
         assert images.heatmap(np.zeros((2, 2), np.float32), 1, 1).shape == (2, 2, 3)
 
-    def test_overlay_and_png(self) -> None:
+    def test_overlay_and_files(self) -> None:
         image = np.full((3, 32, 48), 0.5, np.float32)
         anomaly_map = np.zeros((32, 48), np.float32)
         outline = np.zeros((32, 48), bool)
         outline[8:20, 10:30] = True
-        plain = images.overlay(image, anomaly_map, 0, 1)
-        drawn = images.overlay(image, anomaly_map, 0, 1, outline)
+        anomaly_map[0, 0] = np.nan
+        plain = images.overlay(image, anomaly_map, (0, 1))
+        drawn = images.overlay(image, anomaly_map, (0, 1), [(outline, (255, 255, 255))])
         assert plain.shape == (32, 48, 3)
         assert (drawn[8, 10] == 255).all()
         assert np.array_equal(drawn[14, 20], plain[14, 20])
-        assert np.array_equal(images.decode(images.encode_png(drawn), "drawn"), drawn)
+        assert (plain == plain[0, 0]).all()
+        assert np.array_equal(images.decode(images.encode(drawn), "drawn"), drawn)
+        assert np.abs(images.decode(images.encode(drawn, "JPEG"), "drawn").astype(int) - drawn).mean() < 8

@@ -136,21 +136,21 @@ def mixed(tmp_path) -> tuple[Report, Predictor]:
 
 
 def cells_of(report: Report) -> list[list[str]]:
-    return [[str(cell) for cell in column.cells] for column in reports.table(report).columns]
+    return [[str(cell) for cell in column.cells] for column in reports.table(report.results).columns]
 
 
 def rendered(report: Report, width: int = 80) -> str:
     console = Console(width=width, file=io.StringIO(), force_terminal=False)
-    console.print(reports.table(report))
+    console.print(reports.table(report.results))
     return console.file.getvalue()
 
 
 def test_table_has_the_numbers_of_the_results(mixed):
     report, _ = mixed
     values = report.results.metrics["part"]
-    assert cells_of(report) == [["part"], *([f"{values[name]:.4f}"] for name in summary.columns(report))]
-    assert summary.columns(report) == list(summary.COLUMNS)
-    assert [column.header.replace("\n", "") for column in reports.table(report).columns] == [
+    assert cells_of(report) == [["part"], *([f"{values[name]:.4f}"] for name in summary.columns(report.results))]
+    assert summary.columns(report.results) == list(summary.COLUMNS)
+    assert [column.header.replace("\n", "") for column in reports.table(report.results).columns] == [
         "category",
         *summary.COLUMNS,
     ]
@@ -173,9 +173,9 @@ def test_table_drops_columns_that_nobody_has_and_shows_a_dash_for_the_rest(tmp_p
         **some("tube/test/dent/{}.png", 2, BAD),
     }
     report, _ = scored(tmp_path / "both", files)
-    assert cells_of(report)[summary.columns(report).index("aupro") + 1][1] == summary.number(None)
+    assert cells_of(report)[summary.columns(report.results).index("aupro") + 1][1] == summary.number(None)
     report, chosen = scored(tmp_path / "one", {key: value for key, value in files.items() if key.startswith("tube")})
-    assert not {"aupro", "pixel_ap", "pixel_auroc"} & set(summary.columns(report))
+    assert not {"aupro", "pixel_ap", "pixel_auroc"} & set(summary.columns(report.results))
     assert any(
         "tube: pixel_auroc, pixel_ap, aupro and" in note and "without a mask: 2" in note
         for note in reports.notes(report)
@@ -190,7 +190,7 @@ def test_notes_hold_the_promise_against_what_was_seen(mixed):
     assert "Seen: 2 of 4 (50.0 %) good rejected." in first
     assert "more than chance explains" in first
     assert "than chance explains , of part ." in page_of(*mixed).text
-    assert reports.notes(report)[-1].startswith('Metrics follow the protocol "default", from all map values')
+    assert reports.notes(report)[1].startswith('Metrics follow the protocol "default", from all map values')
 
 
 @pytest.mark.parametrize(("rate", "held_out", "seen", "tested"), [(0.01, 99, 1, 10), (0.2, 20, 3, 8), (0.01, 6, 2, 14)])
@@ -325,7 +325,7 @@ def test_one_kind_only_says_what_is_missing_and_reports_the_rest(tmp_path, good,
     assert f"There were no {lack} pictures." in reports.headline(report)
     assert any(f"there are no {lack} pictures" in note for note in reports.notes(report))
     assert f"there are no {lack} pictures" in shown.text
-    assert "image_auroc" not in summary.columns(report)
+    assert "image_auroc" not in summary.columns(report.results)
     outcome = "3 of 3 (100.0 %) good pictures were stopped." if good else "0 of 3 (0.0 %) defective ones were missed."
     assert outcome in reports.headline(report)
     assert rendered(report)

@@ -136,7 +136,10 @@ def test_a_killed_score_goes_on_where_it_was(tmp_path, monkeypatch):
     data = blemish.open_dataset("auto", grow(tmp_path, mvtec("cup", good=20, bad=20)))
     monkeypatch.setattr(scoring, "BATCH", 4)
     monkeypatch.setattr(scoring, "SAVE_EVERY", 0.0)
+    first_bad = next(sample for sample in data.test if sample.is_anomalous)
+    Image.fromarray(np.zeros((5, 5), np.uint8)).save(first_bad.masks[0])
     whole = scoring.score(predictor(), data)
+    assert len(whole.failures) == 1
     seen: list[int] = []
 
     def failing(batch: np.ndarray) -> Prediction[np.ndarray]:
@@ -154,6 +157,7 @@ def test_a_killed_score_goes_on_where_it_was(tmp_path, monkeypatch):
     assert sum(seen) == 20
     assert again.results == whole.results
     assert again.scored == whole.scored
+    assert again.failures == whole.failures
     assert not list((tmp_path / "cache" / "blemish" / "score").iterdir())
 
 

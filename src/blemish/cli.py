@@ -5,20 +5,19 @@ calling it does the job. Heavy modules are imported when a command runs, so that
 """
 
 import sys
-import tomllib
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from rich.console import Console
 from rich.table import Table
-from tyro.conf import OmitArgPrefixes, Positional
+from tyro.conf import Positional
 
-from blemish import __version__
+from blemish import __version__, options
 from blemish.errors import BlemishError, ConfigError, not_among
-from blemish.types import Failure, Intensity, Policy
+from blemish.types import Failure, Policy
 
 if TYPE_CHECKING:
     from blemish.dataset import Dataset
@@ -191,7 +190,7 @@ class Score:
         policy = change(predictor.policy, self.max_false_reject, self.max_review)
         found = scoring.score(predictor, data, policy=policy, protocol=self.protocol, mode=self.mode, resume=True)
         report.write(found, predictor, json_file=self.json, csv_file=self.csv, html_file=self.html)
-        say(report.table(found))
+        say(report.table(found.results))
         say("\n".join(report.notes(found)))
         for file in filter(None, (self.json, self.csv, self.html)):
             say(f"Written: {file}")
@@ -226,10 +225,10 @@ class Metrics:
 
         if self.json is not None:
             check_writable(self.json)
-        options = Options(protocol=self.protocol, aupro_limit=self.aupro_limit)
-        results = map_files.evaluate_files(self.maps, self.masks, mode=self.mode, options=options)
-        say(report.values_table(results))
-        say("\n".join(report.results_notes(results)))
+        how = Options(protocol=self.protocol, aupro_limit=self.aupro_limit)
+        results = map_files.evaluate_files(self.maps, self.masks, mode=self.mode, options=how)
+        say(report.full_table(results))
+        say("\n".join(report.caveats(results)))
         if self.json is not None:
             write_text(self.json, json.dumps(asdict(results), indent=2, allow_nan=False) + "\n")
             say(f"Written: {self.json}")
@@ -338,46 +337,12 @@ def run(arguments: list[str]) -> int:
         say(f"blemish {__version__}")
         return 0
     name, *rest = arguments
-    rest = _with_config_file(rest)
+    rest = options.with_config_file(rest)
     if name == "fit":
         return _fit(rest)
     if name not in COMMANDS:
         raise ConfigError(not_among("command", name, ["fit", *COMMANDS]))
-    return int(parse(COMMANDS[name], f"blemish {name}", rest)())
-
-
-def parse(kind: Callable[..., Any], program: str, arguments: Sequence[str]) -> Any:
-    """An instance of the dataclass `kind`, made of command-line arguments; exits where they don't fit."""
-    import tyro
-    from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
-
-    registry = ConstructorRegistry()
-
-    @registry.primitive_rule
-    def image_size(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-        if get_args(info.type) != (int, int):
-            return None
-        return PrimitiveConstructorSpec(
-            nargs=1,
-            metavar="SIDE|HEIGHTxWIDTH",
-            instance_from_str=lambda words: _image_size(words[0]),
-            is_instance=lambda value: isinstance(value, tuple),
-            str_from_instance=lambda value: ["x".join(map(str, value))],
-        )
-
-    @registry.primitive_rule
-    def intensity(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-        if info.type != (Intensity | None):
-            return None
-        return PrimitiveConstructorSpec(
-            nargs=1,
-            metavar="LOW:HIGH",
-            instance_from_str=lambda words: _intensity(words[0]),
-            is_instance=lambda value: value is None or isinstance(value, Intensity),
-            str_from_instance=lambda value: ["measured" if value is None else f"{value.low:g}:{value.high:g}"],
-        )
-
-    return tyro.cli(kind, prog=program, args=list(arguments), config=(OmitArgPrefixes,), registry=registry)
+    return int(options.parse(COMMANDS[name], f"blemish {name}", rest)())
 
 
 def change(policy: Policy, max_false_reject: float | None, max_review: float | None) -> Policy:
@@ -421,11 +386,11 @@ def _fit(arguments: list[str]) -> int:
 
     model, *rest = arguments
     kind = detector.find(model)
-    preset = detector.preset_of(kind, model, _value_of("--preset", rest) or "small")
+    preset = detector.preset_of(kind, model, options.value_of("--preset", rest) or "small")
     fields: list[tuple[str, Any, Any]] = [("config", type(preset), field(default=preset))]
     command = make_dataclass("Fit", [("data", DataOptions), ("fit", FitOptions), *fields], frozen=True)
     command.__doc__ = kind.__doc__
-    given = parse(command, f"blemish fit {model}", rest)
+    given = options.parse(command, f"blemish fit {model}", rest)
     policy = Policy(given.fit.max_false_reject, given.fit.max_review)
     artifact.format_of(given.fit.out)
     check_writable(given.fit.out)
@@ -456,55 +421,6 @@ def _listed(what: str) -> list[tuple[str, str]]:
     from blemish import registry
 
     return [(name, registry.describe(what, name)) for name in registry.names(what)]  # type: ignore[arg-type]
-
-
-def _with_config_file(arguments: list[str]) -> list[str]:
-    """The arguments with those of `--config FILE` before them, so that the command line wins."""
-    file = _value_of("--config", arguments)
-    if file is None:
-        return arguments
-    try:
-        values = tomllib.loads(Path(file).read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"--config {file}: can't be read as TOML ({error}).") from error
-    words: list[str] = []
-    for key, value in values.items():
-        option = f"--{key.replace('_', '-')}"
-        if isinstance(value, bool):
-            words.append(option if value else option.replace("--", "--no-", 1))
-        else:
-            words += [option, *map(str, value if isinstance(value, list) else [value])]
-    where = next(index for index, word in enumerate(arguments) if word.partition("=")[0] == "--config")
-    length = 1 if "=" in arguments[where] else 2
-    remaining = arguments[:where] + arguments[where + length :]
-    first = next((index for index, word in enumerate(remaining) if word.startswith("-")), len(remaining))
-    return [*remaining[:first], *words, *remaining[first:]]
-
-
-def _value_of(option: str, arguments: Sequence[str]) -> str | None:
-    """What follows the last `option` among the arguments, or stands behind its "="."""
-    found = None
-    for index, word in enumerate(arguments):
-        name, equals, value = word.partition("=")
-        if name == option:
-            found = value if equals else next(iter(arguments[index + 1 : index + 2]), "")
-    return found
-
-
-def _image_size(text: str) -> tuple[int, int]:
-    height, _, width = text.lower().partition("x")
-    try:
-        return int(height), int(width or height)
-    except ValueError as error:
-        raise ConfigError(f'--image-size is "{text}"; expected 256, or HEIGHTxWIDTH such as 256x512.') from error
-
-
-def _intensity(text: str) -> Intensity:
-    low, _, high = text.partition(":")
-    try:
-        return Intensity(float(low), float(high))
-    except ValueError as error:
-        raise ConfigError(f'--intensity is "{text}"; expected LOW:HIGH, for example 0:4095.') from error
 
 
 def _capital(text: str) -> str:

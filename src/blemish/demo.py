@@ -42,7 +42,7 @@ def run(out_dir: Path, say: Say) -> None:
     predictor = artifact.load(file)
     found = score(predictor, data)
     say("3. Scored the test pictures, which it has never seen:\n")
-    say(report.table(found))
+    say(report.table(found.results))
     report.write(found, predictor, html_file=out_dir / "report.html")
     say(_explanation(out_dir, found.deciders["mono"].reject.sentence()))
 

@@ -279,24 +279,37 @@ def heatmap(anomaly_map: Floats, low: float, high: float) -> NDArray[np.uint8]:
 
 
 def overlay(
-    image: Floats, anomaly_map: Floats, low: float, high: float, outline: Bools | None = None
+    image: Floats,
+    anomaly_map: Floats,
+    span: tuple[float, float],
+    outlines: Sequence[tuple[Bools, tuple[int, int, int]]] = (),
 ) -> NDArray[np.uint8]:
-    """A picture (3, H, W) in [0, 1] with its heatmap laid over it, as (H, W, 3) uint8.
+    """A picture with its heatmap laid over it, as (H, W, 3) uint8.
 
-    `outline` (H, W), if given, is drawn as a white contour: the mask or the predicted mask.
+    Args:
+        image: (3, H, W) in [0, 1].
+        anomaly_map: (H, W); NaN is drawn like the lowest value.
+        span: Map values that are drawn blue and red.
+        outlines: Areas (H, W) whose contours are drawn, each with its RGB colour.
     """
-    picture = np.clip(image.transpose(1, 2, 0) * 255, 0, 255).astype(np.uint8)
-    drawn = cv2.addWeighted(picture, 0.55, heatmap(anomaly_map, low, high), 0.45, 0)
-    if outline is not None:
-        contours, _ = cv2.findContours(outline.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(drawn, contours, -1, (255, 255, 255), 1)
+    values = np.nan_to_num(anomaly_map, nan=span[0])
+    drawn = cv2.addWeighted(to_picture(image), 0.55, heatmap(values, *span), 0.45, 0)
+    for area, colour in outlines:
+        contours, _ = cv2.findContours(area.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+        cv2.drawContours(drawn, contours, -1, colour, max(1, round(min(values.shape) / 128)))
     return np.asarray(drawn, np.uint8)
 
 
-def encode_png(picture: NDArray[np.uint8]) -> bytes:
-    """The bytes of a PNG file of an RGB picture (H, W, 3)."""
+def to_picture(image: Floats) -> NDArray[np.uint8]:
+    """An image (3, H, W) in [0, 1] as a picture (H, W, 3) uint8."""
+    return np.clip(image.transpose(1, 2, 0) * 255, 0, 255).astype(np.uint8)
+
+
+def encode(picture: NDArray[np.uint8], kind: str = "PNG", quality: int = 90) -> bytes:
+    """The bytes of a PNG or JPEG file of an RGB picture (H, W, 3); `quality` is for JPEG."""
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, format="PNG")
+    options = {"quality": quality, "subsampling": 0} if kind == "JPEG" else {}
+    Image.fromarray(picture).save(buffer, format=kind, **options)
     return buffer.getvalue()
 
 

@@ -17,6 +17,7 @@ from blemish.types import Failure, Policy, Sample
 
 ROWS = 40
 """Pictures that the table shows, at most."""
+WHITE = (255, 255, 255)
 
 
 def find_pictures(places: Sequence[Path]) -> list[Path]:
@@ -85,10 +86,9 @@ def write(
             continue
         stem = _free_stem(out_dir, each.sample.path, taken)
         decider = predictor.decider(each.sample.category)
-        low = min(decider.calibration.map_maxima[0], decider.pixel) / 2
-        outline = each.anomaly_map > decider.pixel
-        drawn = images.overlay(each.image, each.anomaly_map, low, 2 * decider.pixel - low, outline)
-        files.write_bytes(Path(f"{stem}.overlay.png"), images.encode_png(drawn))
+        outlines = [(each.anomaly_map > decider.pixel, WHITE)]
+        drawn = images.overlay(each.image, each.anomaly_map, decider.heat_span, outlines)
+        files.write_bytes(Path(f"{stem}.overlay.png"), images.encode(drawn))
         if maps:
             with files.replacing(Path(f"{stem}.npy")) as temporary:
                 np.save(temporary, each.anomaly_map)

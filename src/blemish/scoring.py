@@ -198,15 +198,16 @@ def score(
             "test/good and test/scratch. Use blemish predict for pictures without labels."
         )
     work = _Work(_progress_folder(predictor, samples, (policy, mode)) if resume else None, mode)
-    failures: list[Failure] = []
     left = [sample for sample in samples if str(sample.path) not in work.done]
     with bar("Score", len(samples)) as drawn:
         drawn.advance(len(samples) - len(left))
-        for judged in judge(predictor, left, failures, policy):
-            work.add(judged, failures)
+        for judged in judge(predictor, left, work.failures, policy):
+            work.add(judged)
             drawn.advance()
     if not work.rows:
-        raise DatasetError(f"{data.root}: none of the {len(samples)} test pictures can be read; {failures[0].reason}")
+        raise DatasetError(
+            f"{data.root}: none of the {len(samples)} test pictures can be read; {work.failures[0].reason}"
+        )
     deciders = {category: predictor.decider(category, policy) for category in data.categories}
     thresholds = {category: decider.reject.value for category, decider in deciders.items()}
     report = Report(
@@ -215,7 +216,7 @@ def score(
         deciders=deciders,
         results=work.evaluation.compute(Options(protocol=protocol, thresholds=thresholds)),
         scored=[work.rows[str(sample.path)] for sample in samples if str(sample.path) in work.rows],
-        failures=failures,
+        failures=work.failures,
         samples={str(sample.path): sample for sample in samples},
     )
     work.finish()
@@ -229,34 +230,39 @@ class _Work:
         self.folder = folder
         self.evaluation = Evaluation(mode)
         self.rows: dict[str, Scored] = {}
+        self.failures: list[Failure] = []
         self._saved = time.monotonic()
         if folder is not None and (folder / "evaluation.safetensors").exists():
             self.evaluation = Evaluation.load(folder / "evaluation.safetensors")
-            # Scores are written first, so they may hold pictures that the evaluation does not.
+            # The evaluation is written last, so the others may hold pictures that it does not.
             lines = (folder / "scores.jsonl").read_text("utf-8").splitlines()
             found = [from_plain(Scored, _from_finite(json.loads(line))) for line in lines]
             paths = self.evaluation.paths
             self.rows = {row.path: row for row in found if row.path in paths}
+            reasons = json.loads((folder / "failures.json").read_text("utf-8"))
+            self.failures = [Failure(Path(path), reason) for path, reason in reasons if path in self.rows]
 
     @property
     def done(self) -> set[str]:
         return set(self.rows)
 
-    def add(self, judged: Judged, failures: list[Failure]) -> None:
+    def add(self, judged: Judged) -> None:
         sample, scored = judged.sample, judged.scored
         mask = None
         try:
             mask = read_mask(sample, (judged.anomaly_map.shape[0], judged.anomaly_map.shape[1]))
         except ImageError as error:
-            failures.append(Failure(sample.path, f"scored without its mask: {error}"))
+            self.failures.append(Failure(sample.path, f"scored without its mask: {error}"))
         try:
             self.evaluation.add(sample, scored.image_score, judged.anomaly_map, mask)
         except MetricError as error:
-            failures.append(Failure(sample.path, str(error)))
+            self.failures.append(Failure(sample.path, str(error)))
             return
         self.rows[scored.path] = scored
         if self.folder is not None and time.monotonic() - self._saved > SAVE_EVERY:
             write_text(self.folder / "scores.jsonl", "".join(f"{row.line()}\n" for row in self.rows.values()))
+            reasons = [(str(failure.path), failure.reason) for failure in self.failures]
+            write_text(self.folder / "failures.json", json.dumps(reasons))
             self.evaluation.save(self.folder / "evaluation.safetensors")
             self._saved = time.monotonic()
 

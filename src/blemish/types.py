@@ -245,6 +245,12 @@ class Decider:
         """Map values above it belong to a predicted region."""
         return self.calibration.pixel_threshold(self.policy.max_false_reject)
 
+    @property
+    def heat_span(self) -> tuple[float, float]:
+        """The map values that heatmaps draw blue and red; the threshold of regions is in the middle."""
+        low = min(self.calibration.map_maxima[0], self.pixel) / 2
+        return low, 2 * self.pixel - low
+
     def decide(self, image_score: float) -> Decision:
         """What to do with a part of that score; a score that is not a number is never good."""
         if not image_score <= self.reject.value:

@@ -1,7 +1,6 @@
 """The report as one HTML page that needs nothing else."""
 
 import base64
-import io
 import json
 import math
 import os
@@ -11,11 +10,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
-from PIL import Image
 
 from blemish import images
 from blemish.artifact import Predictor
@@ -121,7 +118,7 @@ def to_html(report: Report, predictor: Predictor) -> str:
         headline=headline(report),
         promised=promised(report),
         notes=remarks(report),
-        columns=columns(report),
+        columns=columns(report.results),
         defect_columns=[name for name in _DEFECT_COLUMNS if any(name in values for values in by_defect)],
         metrics=all_metrics(),
         sections=sections,
@@ -216,32 +213,25 @@ def _shots(report: Report, predictor: Predictor, rows: Sequence[Scored], categor
 
 def _drawn(judged: Judged, decider: Decider) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """A picture as the detector saw it, and the same with heatmap and outlines, as (H, W, 3)."""
-    # As `blemish predict` colours them: the middle of the colours is the pixel threshold.
-    low = min(decider.calibration.map_maxima[0], decider.pixel) / 2
-    values = np.nan_to_num(judged.anomaly_map, nan=low)
-    overlay = images.overlay(judged.image, values, low, 2 * decider.pixel - low)
+    outlines = [(judged.anomaly_map > decider.pixel, _PREDICTED)]
     try:
-        mask = read_mask(judged.sample, (values.shape[0], values.shape[1]))
+        mask = read_mask(judged.sample, (judged.anomaly_map.shape[0], judged.anomaly_map.shape[1]))
     except ImageError:
         mask = None  # said among the failures
-    for outlined, colour in ((mask, _MASK), (values > decider.pixel, _PREDICTED)):
-        if outlined is not None:
-            contours, _ = cv2.findContours(outlined.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-            cv2.drawContours(overlay, contours, -1, colour, max(1, round(min(values.shape) / 128)))
-    picture = np.clip(judged.image.transpose(1, 2, 0) * 255, 0, 255).astype(np.uint8)
-    return picture, overlay
+    if mask is not None:
+        outlines.insert(0, (mask, _MASK))
+    overlay = images.overlay(judged.image, judged.anomaly_map, decider.heat_span, outlines)
+    return images.to_picture(judged.image), overlay
 
 
 def _uri(picture: NDArray[np.uint8], limit: int) -> str:
     """A picture (H, W, 3) as a data URI of a JPEG of at most `limit` bytes, coarser if need be."""
-    image = Image.fromarray(picture)
     while True:
         for quality in (88, 75, 60, 40):
-            buffer = io.BytesIO()
-            image.save(buffer, format="JPEG", quality=quality, subsampling=0)
-            if buffer.tell() <= limit or max(image.size) <= 32:
-                return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-        image = image.reduce(2)
+            content = images.encode(picture, "JPEG", quality)
+            if len(content) <= limit or max(picture.shape) <= 32:
+                return "data:image/jpeg;base64," + base64.b64encode(content).decode()
+        picture = images.resize(picture, (-(-picture.shape[0] // 2), -(-picture.shape[1] // 2)))
 
 
 def _gallery_size(categories: int) -> int:

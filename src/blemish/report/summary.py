@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from blemish.metric import Results
 from blemish.scoring import Report, Scored
 from blemish.types import Failure, Sample, Threshold
 
@@ -41,6 +42,7 @@ CSV_COLUMNS = (
 )
 """What is known of a picture, in the order of `to_csv`."""
 
+_CATEGORIES = 4  # that the full table shows beside their mean
 _NAMED = 3  # unreadable pictures that a note names
 _NONE = "–"  # noqa: RUF001 - an en dash is what tables have where nothing is
 _SURPRISING = 0.01  # chance below which a broken promise is no accident
@@ -62,29 +64,45 @@ class Tally:
         return cls(counts.total(), counts["good"], counts["review"], counts["defective"])
 
 
-def table(report: Report) -> "Table":
-    """The metrics: a row for each category, and their mean if there are several."""
+def table(results: Results) -> "Table":
+    """The metrics people look at first: a row for each category, and their mean if there are several."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     shown = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     shown.add_column("category", overflow="fold")
-    names = columns(report)
+    names = columns(results)
     for name in names:  # in lines, so that all fit into 80 characters
         shown.add_column(name.replace("_", "_\n").replace("f1_\n", "f1_"), justify="right", no_wrap=True)
-    rows = list(report.results.metrics.items())
+    rows = list(results.metrics.items())
     for category, values in rows:
         shown.add_row(Text(printable(category)), *(number(values.get(name)) for name in names))
     if len(rows) > 1:
         shown.add_section()
-        shown.add_row(Text("mean"), *(number(report.results.mean.get(name)) for name in names))
+        shown.add_row(Text("mean"), *(number(results.mean.get(name)) for name in names))
     return shown
 
 
-def columns(report: Report) -> list[str]:
+def full_table(results: Results) -> "Table":
+    """All metrics, a row for each; the categories are columns while they are few."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    categories = list(results.metrics) if 1 < len(results.metrics) <= _CATEGORIES else []
+    shown = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    shown.add_column("metric")
+    for name in ("mean" if len(results.metrics) > 1 else next(iter(results.metrics)), *categories):
+        shown.add_column(Text(printable(name)), justify="right", overflow="fold")
+    for name, mean in results.mean.items():
+        shown.add_row(name, number(mean), *(number(results.metrics[category].get(name)) for category in categories))
+    return shown
+
+
+def columns(results: Results) -> list[str]:
     """Which of `COLUMNS` have a value for some category."""
-    return [name for name in COLUMNS if name in report.results.mean]
+    return [name for name in COLUMNS if name in results.mean]
 
 
 def notes(report: Report) -> list[str]:
@@ -96,12 +114,20 @@ def notes(report: Report) -> list[str]:
 
 def remarks(report: Report) -> list[str]:
     """Why metrics have no value, how the values came about, and what could not be read, a sentence or two each."""
-    lines = [*_undefined(report), *report.results.notes, *_failures(report)]
+    lines = [*caveats(report.results), *_failures(report)]
     if any(decider.review is not None for decider in report.deciders.values()) and "miss_rate" in report.results.mean:
         lines.append("miss_rate counts defective pictures sent to a person as passed.")
-    mode = "all map values" if report.results.mode == "exact" else "map values counted in cells"
-    lines.append(f'Metrics follow the protocol "{report.results.protocol}", from {mode} (mode {report.results.mode}).')
     return [printable(line) for line in lines]
+
+
+def caveats(results: Results) -> list[str]:
+    """How the values came about, and why some metrics have none."""
+    mode = "all map values" if results.mode == "exact" else "map values counted in cells"
+    return [
+        f'Metrics follow the protocol "{results.protocol}", from {mode} (mode {results.mode}).',
+        *_undefined(results),
+        *results.notes,
+    ]
 
 
 def headline(report: Report) -> str:
@@ -232,10 +258,10 @@ def _chance(seen: int, tested: int, threshold: Threshold) -> float:
     return min(1.0, math.fsum(math.exp(term) for term in terms))
 
 
-def _undefined(report: Report) -> list[str]:
+def _undefined(results: Results) -> list[str]:
     """Why metrics have no value, each reason once."""
     reasons: dict[tuple[str, tuple[str, ...]], list[str]] = {}
-    for category, missing in report.results.undefined.items():
+    for category, missing in results.undefined.items():
         for reason in dict.fromkeys(missing.values()):
             names = tuple(name for name in missing if missing[name] == reason)
             reasons.setdefault((reason, names), []).append(category)
