@@ -197,6 +197,16 @@ def test_an_option_that_does_not_exist_is_refused(data, tmp_path, capsys):
     assert "--coreset-size" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", [["fit", "patchcore", "d", "--out", "x.blemish"], ["list", "backbones"]])
+def test_what_needs_torch_says_so_where_there_is_none(words):
+    code = f"import sys; sys.modules['torch'] = None; from blemish.cli import main; main({words})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == cli.FAILED
+    assert "torch, which is not installed: pip install" in done.stderr
+    assert "blemish[train]" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_runs_as_a_module():
     done = subprocess.run([sys.executable, "-m", "blemish", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("blemish 0.")

@@ -96,6 +96,7 @@ def test_cells_do_not_depend_on_order(shards, budget):
     for other in (one_by_one, merged.coarsened(budget)):
         for name in ("keys", "weights", "shifts"):
             assert np.array_equal(getattr(other, name), getattr(whole, name))
+        assert other.last == whole.last == max(map(int, itertools.chain.from_iterable(shards)), default=-1)
     assert whole.weights.sum() == sum(map(len, shards))
     pages = np.unique(np.searchsorted(metric._PAGES, whole.keys, side="right")).size
     assert whole.keys.size <= max(budget, pages)

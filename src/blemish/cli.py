@@ -38,6 +38,8 @@ Finds defects in pictures of manufactured parts: learns from good ones what good
 Each has --help, and takes --config FILE.toml (option names and values) and --debug (tracebacks).
 New here? Type: blemish demo"""
 
+EXTRAS = {"torch": "train", "timm": "train"}
+"""Optional packages, and the extra that brings them."""
 FAILED, SOME_FAILED = 2, 1
 """Exit statuses: nothing came of it; done, but some pictures could not be used."""
 
@@ -309,12 +311,13 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one command and exits: 0 done, 1 done but some pictures could not be used, 2 not done."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in given
     try:
         sys.exit(run([word for word in given if word != "--debug"]))
-    except BlemishError as error:
-        if debug:
+    except (BlemishError, ModuleNotFoundError) as error:
+        if "--debug" in given:
             traceback.print_exc()
+        elif isinstance(error, ModuleNotFoundError):
+            error = missing(error)
         Console(stderr=True).print(f"{type(error).__name__}: {error}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(FAILED)
     except KeyboardInterrupt:
@@ -343,6 +346,13 @@ def run(arguments: list[str]) -> int:
     if name not in COMMANDS:
         raise ConfigError(not_among("command", name, ["fit", *COMMANDS]))
     return int(options.parse(COMMANDS[name], f"blemish {name}", rest)())
+
+
+def missing(error: ModuleNotFoundError) -> ConfigError:
+    """What to install when an optional package is not there; any other missing module is raised as it is."""
+    if error.name not in EXTRAS:
+        raise error
+    return ConfigError(f'this needs {error.name}, which is not installed: pip install "blemish[{EXTRAS[error.name]}]"')
 
 
 def change(policy: Policy, max_false_reject: float | None, max_review: float | None) -> Policy:

@@ -76,7 +76,7 @@ _UNIT = 2**40
 _ONE = 0xBF800000
 _COLUMNS: Mapping[str, int] = {"pixel": 0, "region": 1, "picture": 2}
 _PLURAL: Mapping[Level, str] = {"image": "pictures", "part": "parts", "pixel": "pixels", "region": "regions"}
-_FORMAT = "blemish evaluation 1"
+_FORMAT = "blemish evaluation 2"
 _CELLS = ("normal.spread", "normal.atoms", "anomalous.spread", "anomalous.atoms")
 _STREAMING = (
     "Map values were counted in cells (streaming mode), which agrees with exact values to about 1e-4; "
@@ -162,28 +162,34 @@ class Cells:
     """(n, columns)."""
     shifts: NDArray[np.uint8]
     """(pages,) low bits that each page has dropped."""
+    last: int
+    """The greatest key, to the last bit: of clipped maps, nothing may seem to lie above it; -1 if none."""
 
     @classmethod
     def empty(cls, columns: int) -> "Cells":
         """Nothing yet."""
-        return cls(np.empty(0, np.uint32), np.empty((0, columns), np.int64), np.zeros(_PAGES.size, np.uint8))
+        return cls(np.empty(0, np.uint32), np.empty((0, columns), np.int64), np.zeros(_PAGES.size, np.uint8), -1)
 
     def plus(self, keys: Keys, weights: Weights | None = None) -> "Cells":
         """The same and more keys, which are sorted in place; a weight of one each unless given."""
+        last = int(keys.max()) if keys.size else -1
         if weights is None:
             keys.sort()
             keys = _dropped(keys, self.shifts)
             first = _first_of_each(keys)
-            more = Cells(keys[first], np.diff(first, append=keys.size)[:, None], self.shifts)
+            more = Cells(keys[first], np.diff(first, append=keys.size)[:, None], self.shifts, last)
         else:
             order = np.argsort(keys)
-            more = Cells(*_grouped(_dropped(keys[order], self.shifts), weights[order]), self.shifts)
+            more = Cells(*_grouped(_dropped(keys[order], self.shifts), weights[order]), self.shifts, last)
         return self + more
 
     @cached_property
     def widths(self) -> NDArray[np.int64]:
         """(n,) number of keys that each cell spans; 1 where it is exact."""
-        return np.left_shift(1, np.repeat(self.shifts, self._per_page).astype(np.int64))
+        widths = np.left_shift(1, np.repeat(self.shifts, self._per_page).astype(np.int64))
+        if widths.size:
+            widths[-1] = min(widths[-1], self.last - int(self.keys[-1]) + 1)
+        return widths
 
     def above(self, keys: NDArray[np.int64], column: int) -> Floats:
         """The weight of everything at or above each of `keys`."""
@@ -222,12 +228,13 @@ class Cells:
         one, two = self._with_shifts(shifts), other._with_shifts(shifts)
         keys = np.concatenate([one.keys, two.keys])
         order = np.argsort(keys, kind="stable")  # which merges two sorted runs in linear time
-        return Cells(*_grouped(keys[order], np.concatenate([one.weights, two.weights])[order]), shifts)
+        weights = np.concatenate([one.weights, two.weights])
+        return Cells(*_grouped(keys[order], weights[order]), shifts, max(one.last, two.last))
 
     def _with_shifts(self, shifts: NDArray[np.uint8]) -> "Cells":
         if np.array_equal(shifts, self.shifts):
             return self
-        return Cells(*_grouped(_dropped(self.keys, shifts), self.weights), shifts)
+        return Cells(*_grouped(_dropped(self.keys, shifts), self.weights), shifts, self.last)
 
     @cached_property
     def _per_page(self) -> NDArray[np.int64]:
@@ -453,6 +460,7 @@ class State:
         }
         for name, cells in zip(_CELLS, (*self.normal, *self.anomalous), strict=True):
             arrays |= {f"{name}.keys": cells.keys, f"{name}.weights": cells.weights, f"{name}.shifts": cells.shifts}
+            arrays[f"{name}.last"] = np.array([cells.last], np.int64)
         return arrays
 
     @classmethod
@@ -463,7 +471,10 @@ class State:
             path: Picture(path, score, bool(label), part, *pixels)
             for (path, part), score, label, pixels in zip(json.loads(arrays["texts"].tobytes()), *columns, strict=True)
         }
-        cells = [Cells(*(arrays[f"{name}.{key}"] for key in ("keys", "weights", "shifts"))) for name in _CELLS]
+        cells = []
+        for name in _CELLS:
+            keys, weights, shifts, last = (arrays[f"{name}.{key}"] for key in ("keys", "weights", "shifts", "last"))
+            cells.append(Cells(keys, weights, shifts, int(last[0])))
         low, high = arrays["range"].tolist()
         return cls(pictures, Histogram(*cells[:2]), Histogram(*cells[2:]), int(arrays["regions"][0]), low, high)
 

@@ -13,6 +13,7 @@ SCALES = {
     "heavy tails": lambda x: np.exp(6 * x),
     "heavy tails on both sides": lambda x: x**5,
     "saturated softmax": lambda x: 1 / (1 + np.exp(-12 * (x + 1))),
+    "saturated at 100": lambda x: 100 / (1 + np.exp(-12 * (x + 1))),
     "saturated at 0": lambda x: 1 / (1 + np.exp(-20 * (x - 1))),
     "tiny range": lambda x: 0.5 + 1e-3 * x,
     "tinier range": lambda x: 0.7 + 1e-5 * x,

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError, safe_open
 
 from blemish.artifact import Header, Predictor, from_plain, not_an_artifact
-from blemish.errors import ConfigError
 
 if TYPE_CHECKING:
     from blemish.detector import Detector
@@ -26,12 +25,10 @@ def save(detector: "Detector", header: Header, path: Path) -> None:
 def load(path: Path, device: str) -> Predictor:
     """Builds the detector that the header names and fills it with the tensors of the file."""
     header = read_header(path)
-    try:
-        from safetensors.torch import load_file
+    from safetensors.torch import load_file
 
-        from blemish import detector as detectors
-    except ImportError as error:
-        raise ConfigError(f'{path} is run by torch, which is not installed: pip install "blemish[train]"') from error
+    from blemish import detector as detectors
+
     kind = detectors.find(header.model)
     config = from_plain(type(next(iter(kind.presets.values()))), header.config)
     detector: Detector = kind(config, "random")

@@ -52,7 +52,7 @@ class Backbone(nn.Module):
         self.channels: list[int] = self.network.feature_info.channels()
         self.strides: list[int] = self.network.feature_info.reduction()
         for key, values in (("mean", self.network.default_cfg["mean"]), ("std", self.network.default_cfg["std"])):
-            self.register_buffer(key, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
+            self.register_buffer(key, torch.tensor(values).view(1, 3, 1, 1))
         if weights != "random":
             load_weights(self.network, find_weights(name, weights), weights)
 
