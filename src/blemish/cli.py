@@ -9,13 +9,13 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeAlias
 
 from rich.console import Console
 from rich.table import Table
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
-from blemish import __version__, options
+from blemish import __version__, options, registry
 from blemish.errors import BlemishError, ConfigError, not_among
 from blemish.types import Failure, Policy
 
@@ -40,6 +40,7 @@ New here? Type: blemish demo"""
 
 EXTRAS = {"torch": "train", "timm": "train"}
 """Optional packages, and the extra that brings them."""
+ArtifactFile: TypeAlias = Annotated[Positional[Path], arg(metavar="ARTIFACT")]
 FAILED, SOME_FAILED = 2, 1
 """Exit statuses: nothing came of it; done, but some pictures could not be used."""
 
@@ -48,7 +49,7 @@ FAILED, SOME_FAILED = 2, 1
 class DataOptions:
     """Which pictures."""
 
-    data: Positional[Path]
+    data: Annotated[Positional[Path], arg(metavar="DATA")]
     """Folder of pictures, or a manifest (.csv, .jsonl); its layout is recognised."""
     dataset: str = "auto"
     """Name of the layout, if it should not be recognised; see: blemish list datasets."""
@@ -110,9 +111,9 @@ class FitOptions:
 class Predict:
     """Score pictures with a trained detector: good, to review, or defective, and where."""
 
-    artifact: Positional[Path]
+    artifact: ArtifactFile
     """Made by blemish fit."""
-    pictures: Positional[tuple[Path, ...]]
+    pictures: Annotated[Positional[tuple[Path, ...]], arg(metavar="PICTURE...")]
     """Pictures, or folders of pictures."""
     category: str = ""
     """Whose threshold decides, where the artifact knows several."""
@@ -160,7 +161,7 @@ class Predict:
 class Score:
     """Predict a labelled test set and measure everything."""
 
-    artifact: Positional[Path]
+    artifact: ArtifactFile
     """Made by blemish fit."""
     data: DataOptions
     json: Path | None = None
@@ -203,9 +204,9 @@ class Score:
 class Metrics:
     """Evaluate anybody's anomaly maps: .npy, .tiff or .png, with masks of the same names."""
 
-    maps: Positional[Path]
+    maps: Annotated[Positional[Path], arg(metavar="MAPS")]
     """Folder of maps (higher = more abnormal), or a manifest (.csv, .jsonl) of maps and masks."""
-    masks: Positional[Path | None] = None
+    masks: Annotated[Positional[Path | None], arg(metavar="MASKS")] = None
     """Folder of masks; not needed with a manifest."""
     protocol: Literal["default", "ader", "adeval"] = "default"
     """How metrics are computed: our way, or that of published tables."""
@@ -241,7 +242,7 @@ class Metrics:
 class Inspect:
     """Say what an artifact holds: model, configuration, thresholds, categories."""
 
-    artifact: Positional[Path]
+    artifact: ArtifactFile
     """Made by blemish fit."""
 
     def __call__(self) -> int:
@@ -383,8 +384,6 @@ def report_failures(failures: Sequence[Failure]) -> int:
 def _fit(arguments: list[str]) -> int:
     """Parses with the options of the model that is named first, and trains it."""
     if not arguments or arguments[0].startswith("-"):
-        from blemish import registry
-
         known = ", ".join(registry.names("models"))
         say(
             f"usage: blemish fit MODEL DATA --out part.blemish [OPTIONS]\n\nModels: {known}.\n"
@@ -399,7 +398,7 @@ def _fit(arguments: list[str]) -> int:
     preset = detector.preset_of(kind, model, options.value_of("--preset", rest) or "small")
     fields: list[tuple[str, Any, Any]] = [("config", type(preset), field(default=preset))]
     command = make_dataclass("Fit", [("data", DataOptions), ("fit", FitOptions), *fields], frozen=True)
-    command.__doc__ = kind.__doc__
+    command.__doc__ = registry.describe("models", model)
     given = options.parse(command, f"blemish fit {model}", rest)
     policy = Policy(given.fit.max_false_reject, given.fit.max_review)
     artifact.format_of(given.fit.out)
@@ -414,7 +413,9 @@ def _fit(arguments: list[str]) -> int:
     for category, calibration in artifact.read_header(given.fit.out).fitted.calibrations.items():
         say(f"{category}: {calibration.threshold(policy.max_false_reject).sentence()}")
     say(f"Written: {given.fit.out} ({given.fit.out.stat().st_size / 1e6:.1f} MB)")
-    say(f"Next: blemish score {given.fit.out} {given.data.data} --html report.html")
+    has_test = any(sample.is_anomalous is not None for sample in data.test)
+    score = f"score {given.fit.out} {given.data.data} --html report.html"
+    say(f"Next: blemish {score if has_test else f'predict {given.fit.out} NEW_PICTURES --out-dir maps'}")
     return report_failures(learner.failures)
 
 
@@ -428,8 +429,6 @@ def _listed(what: str) -> list[tuple[str, str]]:
 
         rows = [(name, f"weights on board, from the package {module}") for name, (module, _) in EMBEDDED.items()]
         return [*rows, ("any other", "of timm's networks with feature maps; weights are downloaded or given as a file")]
-    from blemish import registry
-
     return [(name, registry.describe(what, name)) for name in registry.names(what)]  # type: ignore[arg-type]
 
 

@@ -3,6 +3,7 @@
 import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any, get_args
 
 import tyro
@@ -11,6 +12,9 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 
 from blemish.errors import ConfigError
 from blemish.types import Intensity
+
+_METAVARS: dict[Any, str] = {Path: "PATH", float: "RATE"}
+"""What is shown for an option that may be left out, by its type."""
 
 
 def parse(kind: Callable[..., Any], program: str, arguments: Sequence[str]) -> Any:
@@ -39,6 +43,21 @@ def parse(kind: Callable[..., Any], program: str, arguments: Sequence[str]) -> A
             instance_from_str=lambda words: _intensity(words[0]),
             is_instance=lambda value: value is None or isinstance(value, Intensity),
             str_from_instance=lambda value: ["measured" if value is None else f"{value.low:g}:{value.high:g}"],
+        )
+
+    @registry.primitive_rule
+    def optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+        if NoneType not in get_args(info.type) or len(get_args(info.type)) != 2:
+            return None
+        (inner,) = set(get_args(info.type)) - {NoneType}
+        if inner not in _METAVARS:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar=_METAVARS[inner],
+            instance_from_str=lambda words: inner(words[0]),
+            is_instance=lambda value: value is None or isinstance(value, inner),
+            str_from_instance=lambda value: ["none" if value is None else str(value)],
         )
 
     return tyro.cli(kind, prog=program, args=list(arguments), config=(OmitArgPrefixes,), registry=registry)
