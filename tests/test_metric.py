@@ -10,9 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from blemish import metric, registry
+from blemish import registry
 from blemish.errors import ConfigError, MetricError
-from blemish.metric import Cells, Evaluation, Options, all_metrics, evaluate, to_keys, to_values
+from blemish.metric import Evaluation, Options, all_metrics, evaluate, histogram
+from blemish.metric import evaluation as evaluation_module
+from blemish.metric import evidence as metric
+from blemish.metric.histogram import Cells, to_keys, to_values
 from blemish.types import Sample
 
 
@@ -50,8 +53,8 @@ def content(evaluation, tmp_path):
 @pytest.fixture
 def few_cells(monkeypatch):
     """So little room that even tiny sets are counted in wide cells, often."""
-    monkeypatch.setattr(metric, "CELLS", 48)
-    monkeypatch.setattr(metric, "_PENDING_PIXELS", 600)
+    monkeypatch.setattr(evaluation_module, "CELLS", 48)
+    monkeypatch.setattr(evaluation_module, "_PENDING_PIXELS", 600)
 
 
 def test_names_of_the_design():
@@ -98,14 +101,14 @@ def test_cells_do_not_depend_on_order(shards, budget):
             assert np.array_equal(getattr(other, name), getattr(whole, name))
         assert other.last == whole.last == max(map(int, itertools.chain.from_iterable(shards)), default=-1)
     assert whole.weights.sum() == sum(map(len, shards))
-    pages = np.unique(np.searchsorted(metric._PAGES, whole.keys, side="right")).size
+    pages = np.unique(np.searchsorted(histogram._PAGES, whole.keys, side="right")).size
     assert whole.keys.size <= max(budget, pages)
 
 
 @pytest.mark.usefixtures("few_cells")
 @pytest.mark.parametrize("mode", ["streaming", "auto", "exact"])
 def test_any_split_gives_the_same_bits(mode, tmp_path, monkeypatch):
-    monkeypatch.setattr(metric, "EXACT_PIXELS", 2000)
+    monkeypatch.setattr(evaluation_module, "EXACT_PIXELS", 2000)
     everything = pictures()
     expected = content(collected(everything, mode), tmp_path)
     for seed in range(4):
@@ -121,7 +124,7 @@ def test_any_split_gives_the_same_bits(mode, tmp_path, monkeypatch):
 def test_auto_becomes_streaming(monkeypatch):
     everything = pictures()
     assert collected(everything, "auto").compute().mode == "exact"
-    monkeypatch.setattr(metric, "EXACT_PIXELS", 2000)
+    monkeypatch.setattr(evaluation_module, "EXACT_PIXELS", 2000)
     auto, streaming = collected(everything, "auto"), collected(everything, "streaming")
     assert auto.compute() == streaming.compute()
     assert auto.compute().mode == "streaming"

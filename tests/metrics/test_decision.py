@@ -26,3 +26,13 @@ def test_nothing_rejected():
 def test_left_out_without_a_threshold():
     results = images_only(SCORES, LABELS)
     assert not {"recall", "misses"} & (results.metrics["part"].keys() | results.undefined["part"].keys())
+
+
+def test_each_rate_needs_only_the_pictures_it_counts():
+    good = images_only([0.1, 0.9], [0, 0], options=Options(thresholds={"": 0.5}))
+    assert good.metrics["part"]["false_reject_rate"] == 0.5
+    assert good.undefined["part"]["miss_rate"] == "there are no defective pictures"
+    bad = images_only([0.1, 0.9, 0.8], [1, 1, 1], options=Options(thresholds={"": 0.5}))
+    assert bad.metrics["part"]["miss_rate"] == 1 / 3
+    assert bad.metrics["part"]["precision"] == 1
+    assert bad.undefined["part"]["false_reject_rate"] == "there are no good pictures"

@@ -12,12 +12,13 @@ import numpy as np
 from blemish.metric import Evidence, Metric, Undefined
 
 Confusion = tuple[int, int, int, int]
+Part = Callable[[Confusion], tuple[int, int]]
 
 
 def confusion(evidence: Evidence) -> Confusion:
     """Defective and rejected, good and rejected, defective and passed, good and passed."""
     threshold = evidence.threshold
-    scores, labels = evidence.scores("image")
+    scores, labels = evidence.labelled("image")
     rejected = scores > threshold
     counts = (labels & rejected, ~labels & rejected, labels & ~rejected, ~labels & ~rejected)
     return tuple(int(np.count_nonzero(count)) for count in counts)  # type: ignore[return-value]
@@ -28,11 +29,11 @@ def count(evidence: Evidence, index: int) -> float:
     return float(confusion(evidence)[index])
 
 
-def rate(evidence: Evidence, of: Callable[[Confusion], tuple[int, int]]) -> float:
-    """One entry of the confusion matrix divided by the sum of it and another."""
+def rate(evidence: Evidence, of: Part, lack: str) -> float:
+    """One entry of the confusion matrix divided by the sum of it and another; `lack` says why that is 0."""
     one, other = of(confusion(evidence))
     if not one + other:
-        raise Undefined("no picture is rejected at the threshold")
+        raise Undefined(lack)
     return one / (one + other)
 
 
@@ -42,11 +43,31 @@ _COUNTS = (
     ("misses", "defective pictures passed at the calibrated threshold"),
     ("true_passes", "good pictures passed at the calibrated threshold"),
 )
-_RATES: tuple[tuple[str, str, Callable[[Confusion], tuple[int, int]]], ...] = (
-    ("precision", "share of the rejected pictures that are defective", lambda c: (c[0], c[1])),
-    ("recall", "share of the defective pictures that are rejected", lambda c: (c[0], c[2])),
-    ("false_reject_rate", "share of the good pictures that are rejected; lower is better", lambda c: (c[1], c[3])),
-    ("miss_rate", "share of the defective pictures that pass; lower is better", lambda c: (c[2], c[0])),
+_RATES: tuple[tuple[str, str, Part, str], ...] = (
+    (
+        "precision",
+        "share of the rejected pictures that are defective",
+        lambda c: (c[0], c[1]),
+        "no picture is rejected at the threshold",
+    ),
+    (
+        "recall",
+        "share of the defective pictures that are rejected",
+        lambda c: (c[0], c[2]),
+        "there are no defective pictures",
+    ),
+    (
+        "false_reject_rate",
+        "share of the good pictures that are rejected; lower is better",
+        lambda c: (c[1], c[3]),
+        "there are no good pictures",
+    ),
+    (
+        "miss_rate",
+        "share of the defective pictures that pass, or go to a person; lower is better",
+        lambda c: (c[2], c[0]),
+        "there are no defective pictures",
+    ),
 )
 
 METRICS = (
@@ -55,7 +76,7 @@ METRICS = (
         for index, (name, description) in enumerate(_COUNTS)
     ),
     *(
-        Metric(name=name, level="image", description=description, compute=partial(rate, of=of))
-        for name, description, of in _RATES
+        Metric(name=name, level="image", description=description, compute=partial(rate, of=of, lack=lack))
+        for name, description, of, lack in _RATES
     ),
 )

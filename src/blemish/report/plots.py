@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from blemish.metric import Curve, Evidence, Options, Picture, State, Undefined
+from blemish.metric import Curve, Evidence, Options, Undefined
+from blemish.metric.evidence import Picture, State
 from blemish.report.summary import tally
 from blemish.scoring import Scored
 from blemish.types import Decider
