@@ -44,12 +44,13 @@ def test_fit_says_what_it_found_promises_and_wrote(data, tmp_path, capsys):
 def test_score_writes_table_json_csv_and_html(artifact, data, tmp_path, capsys):
     outputs = {kind: tmp_path / f"report.{kind}" for kind in ("json", "csv", "html")}
     options = [word for kind, file in outputs.items() for word in (f"--{kind}", file)]
-    assert call("score", artifact, data, *options) == 0
+    assert call("score", artifact, data, *options, "--resamples", 20) == 0
     values = json.loads(outputs["json"].read_text())
     assert values["metrics"]["cloth"]["image_auroc"] == values["mean"]["image_auroc"] == 1
     assert len(outputs["csv"].read_text().splitlines()) == 1 + 12
     assert "<html" in outputs["html"].read_text()
-    assert "cloth" in capsys.readouterr().out
+    assert values["intervals"]["cloth"]["image_auroc"] == [1, 1]
+    assert "cloth, 95 % intervals over pictures: image_auroc 1.0000 to 1.0000" in capsys.readouterr().out
 
 
 def test_predict_writes_lines_overlays_and_maps(artifact, data, tmp_path, capsys):

@@ -68,6 +68,14 @@ def test_score_measures_and_names(data):
     assert plain["thresholds"]["cup"]["reject"]["promised"] == pytest.approx(0.05)
 
 
+def test_intervals_hold_the_value(data):
+    from blemish.metric import Options
+
+    results = scoring.score(predictor(), data, options=Options(resamples=50)).results
+    low, high = results.intervals["cup"]["pixel_ap"]
+    assert low <= results.metrics["cup"]["pixel_ap"] <= high
+
+
 def test_a_test_set_of_good_pictures_only_still_gives_a_report(tmp_path):
     data = blemish.open_dataset("auto", grow(tmp_path, mvtec("cup", bad=0)))
     report = scoring.score(predictor(), data)

@@ -21,6 +21,7 @@ from blemish.types import Failure, Policy
 
 if TYPE_CHECKING:
     from blemish.dataset import Dataset
+    from blemish.metric import Options
 
 USAGE = """\
 usage: blemish COMMAND [OPTIONS]
@@ -157,8 +158,28 @@ class Predict:
         return report_failures(failures)
 
 
+@dataclass(frozen=True, kw_only=True)
+class MetricOptions:
+    """How to measure."""
+
+    protocol: Literal["default", "ader", "adeval"] = "default"
+    """How metrics are computed: our way, or that of published tables."""
+    mode: Literal["auto", "exact", "streaming"] = "auto"
+    """Keep all map values, or count them in bounded memory."""
+    aupro_limit: float = 0.3
+    """False-positive rate up to which AUPRO is taken."""
+    resamples: int = 0
+    """How often to draw the pictures again for 95 % intervals; 200 is enough, 0 is none."""
+
+    def how(self) -> "Options":
+        """The same for the metrics."""
+        from blemish.metric import Options
+
+        return Options(protocol=self.protocol, aupro_limit=self.aupro_limit, resamples=self.resamples)
+
+
 @dataclass(frozen=True)
-class Score:
+class Score(MetricOptions):
     """Predict a labelled test set and measure everything."""
 
     artifact: ArtifactFile
@@ -170,10 +191,6 @@ class Score:
     """File for a line for each picture."""
     html: Path | None = None
     """File for a report to show: curves, mistakes, finds; self-contained."""
-    protocol: Literal["default", "ader", "adeval"] = "default"
-    """How metrics are computed: our way, or that of published tables."""
-    mode: Literal["auto", "exact", "streaming"] = "auto"
-    """Keep all map values, or count them in bounded memory."""
     max_false_reject: float | None = None
     """Another rate than the artifact's own."""
     max_review: float | None = None
@@ -191,7 +208,7 @@ class Score:
         predictor = artifact.load(self.artifact, device=self.device)
         data = self.data.open(known=predictor.categories)
         policy = change(predictor.policy, self.max_false_reject, self.max_review)
-        found = scoring.score(predictor, data, policy=policy, protocol=self.protocol, mode=self.mode, resume=True)
+        found = scoring.score(predictor, data, policy=policy, options=self.how(), mode=self.mode, resume=True)
         report.write(found, predictor, json_file=self.json, csv_file=self.csv, html_file=self.html)
         say(report.table(found.results))
         say("\n".join(report.notes(found)))
@@ -201,19 +218,13 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Metrics:
+class Metrics(MetricOptions):
     """Evaluate anybody's anomaly maps: .npy, .tiff or .png, with masks of the same names."""
 
     maps: Annotated[Positional[Path], arg(metavar="MAPS")]
     """Folder of maps (higher = more abnormal), or a manifest (.csv, .jsonl) of maps and masks."""
     masks: Annotated[Positional[Path | None], arg(metavar="MASKS")] = None
     """Folder of masks; not needed with a manifest."""
-    protocol: Literal["default", "ader", "adeval"] = "default"
-    """How metrics are computed: our way, or that of published tables."""
-    mode: Literal["auto", "exact", "streaming"] = "auto"
-    """Keep all map values, or count them in bounded memory."""
-    aupro_limit: float = 0.3
-    """False-positive rate up to which AUPRO is taken."""
     json: Path | None = None
     """File for all values."""
 
@@ -224,12 +235,10 @@ class Metrics:
 
         from blemish import map_files, report
         from blemish.files import check_writable, write_text
-        from blemish.metric import Options
 
         if self.json is not None:
             check_writable(self.json)
-        how = Options(protocol=self.protocol, aupro_limit=self.aupro_limit)
-        results = map_files.evaluate_files(self.maps, self.masks, mode=self.mode, options=how)
+        results = map_files.evaluate_files(self.maps, self.masks, mode=self.mode, options=self.how())
         say(report.full_table(results))
         say("\n".join(report.caveats(results)))
         if self.json is not None:

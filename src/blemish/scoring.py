@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from blemish.dataset import Dataset, read_batches, read_mask
 from blemish.errors import DatasetError, ImageError, MetricError
 from blemish.files import write_text
 from blemish.images import Floats
-from blemish.metric import Evaluation, Mode, Options, Protocol, Results
+from blemish.metric import Evaluation, Mode, Options, Results
 from blemish.progress import bar
 from blemish.types import Decider, Decision, Failure, Policy, Sample
 
@@ -174,7 +174,7 @@ def score(
     data: Dataset,
     *,
     policy: Policy | None = None,
-    protocol: Protocol = "default",
+    options: Options | None = None,
     mode: Mode = "auto",
     resume: bool = False,
 ) -> Report:
@@ -184,7 +184,7 @@ def score(
         predictor: A loaded artifact.
         data: Its test pictures are used, and nothing is learned from them: thresholds are the artifact's.
         policy: Another false-reject rate than the artifact's own.
-        protocol: How metrics are computed; see `blemish.metric.Options`.
+        options: How metrics are computed; its thresholds are those of the policy.
         mode: Whether map values are all kept or counted in bounded memory.
         resume: Whether to go on where an earlier call with the same arguments was killed.
 
@@ -197,7 +197,9 @@ def score(
             f"{data.root} has no labelled test pictures; expected good and defective ones, for example in "
             "test/good and test/scratch. Use blemish predict for pictures without labels."
         )
-    work = _Work(_progress_folder(predictor, samples, (policy, mode)) if resume else None, mode)
+    options = options or Options()
+    intervals = options.resamples > 0
+    work = _Work(_progress_folder(predictor, samples, (policy, mode, intervals)) if resume else None, mode, intervals)
     left = [sample for sample in samples if str(sample.path) not in work.done]
     with bar("Score", len(samples)) as drawn:
         drawn.advance(len(samples) - len(left))
@@ -214,7 +216,7 @@ def score(
         header=predictor.header,
         sentences=data.sentences(),
         deciders=deciders,
-        results=work.evaluation.compute(Options(protocol=protocol, thresholds=thresholds)),
+        results=work.evaluation.compute(replace(options, thresholds=thresholds)),
         scored=[work.rows[str(sample.path)] for sample in samples if str(sample.path) in work.rows],
         failures=work.failures,
         samples={str(sample.path): sample for sample in samples},
@@ -226,9 +228,9 @@ def score(
 class _Work:
     """What was scored so far, in memory and, if it is to be resumed, in a folder."""
 
-    def __init__(self, folder: Path | None, mode: Mode) -> None:
+    def __init__(self, folder: Path | None, mode: Mode, intervals: bool) -> None:
         self.folder = folder
-        self.evaluation = Evaluation(mode)
+        self.evaluation = Evaluation(mode, intervals=intervals)
         self.rows: dict[str, Scored] = {}
         self.failures: list[Failure] = []
         self._saved = time.monotonic()

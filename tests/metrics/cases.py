@@ -15,9 +15,11 @@ from blemish.types import Sample
 DATA = Path(__file__).parents[3] / "shared" / "data"
 
 
-def evaluation(maps, masks, mode="exact", *, scores=None, parts=None, labels=None, defects=None, order=None):
+def evaluation(
+    maps, masks, mode="exact", *, scores=None, parts=None, labels=None, defects=None, order=None, connectivity=8
+):
     """All pictures in one category; a picture is anomalous where its mask says so."""
-    result = Evaluation(mode)
+    result = Evaluation(mode, connectivity=connectivity)
     for index in range(len(maps)) if order is None else order:
         sample = Sample(
             path=Path(f"{index:04d}.png"),

@@ -9,7 +9,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import cv2
 import numpy as np
@@ -146,18 +146,20 @@ class Evaluation:
     1.0
     """
 
-    def __init__(self, mode: Mode = "auto", *, intervals: bool = False) -> None:
+    def __init__(self, mode: Mode = "auto", *, intervals: bool = False, connectivity: Literal[4, 8] = 8) -> None:
         """Nothing collected yet.
 
         Args:
             mode: "exact" keeps all map values, "streaming" counts them in bounded memory, "auto" is
                 exact up to `EXACT_PIXELS`.
             intervals: Whether to keep what `Options.resamples` needs.
+            connectivity: Whether pixels of a region touch by sides and corners (8) or sides only (4).
         """
         if mode not in get_args(Mode):
             raise ConfigError(not_among("mode", mode, get_args(Mode)))
         self.mode: Mode = mode
         self.intervals = intervals
+        self.connectivity: Literal[4, 8] = connectivity
         self._states: dict[Key, State] = {}
         self._pending: dict[Key, list[tuple[Keys, Weights | None]]] = {}
         self._pending_pixels = 0
@@ -210,7 +212,7 @@ class Evaluation:
         keys = to_keys(values)
         pending = self._pending.setdefault(key, [])
         if truth is not None:
-            weights, regions = _weights(truth)
+            weights, regions = _weights(truth, self.connectivity)
             state.regions += regions
             pending.append((keys[truth], weights))
             keys = keys[~truth]
@@ -218,6 +220,9 @@ class Evaluation:
         self._pending_pixels += values.size
         if self._pending_pixels > _PENDING_PIXELS and not self.is_exact:
             self._flush()
+
+    def _settings(self) -> dict[str, Any]:
+        return {"mode": self.mode, "intervals": self.intervals, "connectivity": self.connectivity}
 
     @property
     def paths(self) -> frozenset[str]:
@@ -247,15 +252,14 @@ class Evaluation:
 
     def __add__(self, other: "Evaluation") -> "Evaluation":
         """Both together, as if one evaluation had seen all pictures."""
-        if (self.mode, self.intervals) != (other.mode, other.intervals):
+        if self._settings() != other._settings():
             raise MetricError(
-                f"one evaluation has mode {self.mode} and intervals {self.intervals}, the other {other.mode} and "
-                f"{other.intervals}; expected the same."
+                f"one evaluation has {self._settings()}, the other {other._settings()}; expected the same."
             )
         refuse_duplicates(self.paths, other.paths)
         self._flush()
         other._flush()
-        result = Evaluation(self.mode, intervals=self.intervals)
+        result = Evaluation(self.mode, intervals=self.intervals, connectivity=self.connectivity)
         for one in (self, other):
             for key, state in one._states.items():
                 result._states[key] = result._states.get(key, State()) + state
@@ -272,7 +276,7 @@ class Evaluation:
             for name, array in self._states[key].to_arrays().items()
         }
         temporary = Path(f"{os.fspath(path)}.part")
-        header = {"mode": self.mode, "intervals": self.intervals, "states": keys}
+        header = {**self._settings(), "states": keys}
         # One entry, because the order of several differs from run to run.
         save_file(arrays, temporary, {_FORMAT: json.dumps(header)})
         temporary.replace(path)
@@ -293,7 +297,7 @@ class Evaluation:
         if _FORMAT not in about:
             raise MetricError(f"{path} is not an evaluation saved by this version; expected a file of Evaluation.save.")
         header = json.loads(about[_FORMAT])
-        result = cls(header["mode"], intervals=header["intervals"])
+        result = cls(header["mode"], intervals=header["intervals"], connectivity=header["connectivity"])
         for index, key in enumerate(header["states"]):
             start = f"{index}."
             own = {name.removeprefix(start): array for name, array in arrays.items() if name.startswith(start)}
@@ -428,11 +432,11 @@ def _values(evidence: Evidence) -> tuple[dict[str, float], dict[str, str]]:
     return values, undefined
 
 
-def _weights(truth: NDArray[np.bool_]) -> tuple[Weights, int]:
+def _weights(truth: NDArray[np.bool_], connectivity: int) -> tuple[Weights, int]:
     """For each defective pixel, row by row: 1, 1 / area of its region, 1 / area of all; and the regions."""
     rows, columns = (np.flatnonzero(truth.any(axis=axis)) for axis in (1, 0))
     box = truth[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(box.astype(np.uint8), connectivity=8)
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(box.astype(np.uint8), connectivity=connectivity)
     areas = stats[:, cv2.CC_STAT_AREA].astype(np.int64)
     weights = np.empty((int(areas[1:].sum()), 3), np.int64)
     weights[:, 0] = 1

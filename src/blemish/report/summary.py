@@ -125,9 +125,19 @@ def caveats(results: Results) -> list[str]:
     mode = "all map values" if results.mode == "exact" else "map values counted in cells"
     return [
         f'Metrics follow the protocol "{results.protocol}", from {mode} (mode {results.mode}).',
+        *_intervals(results),
         *_undefined(results),
         *results.notes,
     ]
+
+
+def _intervals(results: Results) -> list[str]:
+    """Between which values 95 % of the resamples lie."""
+    lines = []
+    for category, found in results.intervals.items():
+        texts = [f"{name} {number(found[name][0])} to {number(found[name][1])}" for name in COLUMNS if name in found]
+        lines.append(f"{category}, 95 % intervals over pictures: {', '.join(texts)}.")
+    return lines
 
 
 def headline(report: Report) -> str:
