@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,12 +105,13 @@ class Clock:
         self.seconds += time.process_time() - self._start
 
 
-def blemish(mode: Any) -> Callable[[Iterator[Item], Clock], dict[str, float]]:
-    """All metrics, of all defects together and of each kind."""
+def blemish(mode: Any, *, kinds: bool = True) -> Callable[[Iterator[Item], Clock], dict[str, float]]:
+    """All metrics, of all defects together and, with `kinds`, of each kind, which the others don't tell apart."""
 
     def run(items: Iterator[Item], clock: Clock) -> dict[str, float]:
         evaluation = Evaluation(mode)
-        for sample, values, mask in items:
+        for each, values, mask in items:
+            sample = each if kinds else replace(each, defect="defect" if each.is_anomalous else "")
             with clock:
                 evaluation.add(sample, float(values.max()), values, mask)
         with clock:
@@ -218,6 +220,7 @@ def _all(items: Iterator[Item]) -> tuple[NDArray[np.float32], NDArray[np.bool_],
 
 METHODS: dict[str, Callable[[Iterator[Item], Clock], dict[str, float]]] = {
     "Blemish, streaming": blemish("streaming"),
+    "Blemish, streaming, no kinds": blemish("streaming", kinds=False),
     "Blemish, exact": blemish("exact"),
     "scikit-learn": scikit_learn,
     "reference protocol": reference_protocol,

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 import blemish
 from blemish import artifact, images
 from blemish.artifact import Header, Predictor, from_plain, read_header
-from blemish.errors import ArtifactError, ConfigError, ImageError
+from blemish.errors import ArtifactError, ConfigError, ImageError, ShapeError
 from blemish.models.patchcore import PatchCoreConfig
 from blemish.types import Calibration, Fitted, Intensity, Policy, Prediction, Preprocessing
 
@@ -114,6 +114,10 @@ def test_predict_takes_files_arrays_and_tensors(tmp_path):
     for given in (paths, [str(path) for path in paths], torch.from_numpy(batch), images.to_batch(pictures)):
         np.testing.assert_allclose(predictor.predict(given).image_score, expected.image_score, rtol=1e-6)
     assert predictor.predict(paths[1]).image_score == expected.image_score[1]
+    many = predictor.predict([paths[0], paths[1]] * 5)
+    np.testing.assert_array_equal(many.image_score, np.tile(expected.image_score, 5))
+    with pytest.raises(ShapeError, match="at least one"):
+        predictor.predict([])
     with pytest.raises(ImageError, match="can't be opened"):
         predictor.predict(tmp_path / "missing.png")
 

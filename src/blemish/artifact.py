@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 import numpy as np
 
 from blemish import images, registry
-from blemish.errors import ArtifactError, ConfigError
+from blemish.errors import ArtifactError, ConfigError, ShapeError
 from blemish.files import replacing
 from blemish.images import Floats
 from blemish.types import Calibration, Decider, Fitted, Policy, Prediction, Preprocessing, pool
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 VERSION = 1
 """Raised when an older Blemish could not understand a new artifact any more."""
+BATCH = 4
+"""Files that are predicted together: few, because large temporaries cost more than they save on a CPU."""
 Plain = TypeVar("Plain")
 Run = Callable[[Floats], Prediction[Floats]]
 
@@ -123,10 +125,16 @@ class Predictor:
         """
         if isinstance(pictures, str | Path):
             pictures = [pictures]
-        if isinstance(pictures, Sequence):
-            pictures = np.stack([images.to_chw(images.read(path), self.preprocessing, str(path)) for path in pictures])
-        batch = images.check_batch(pictures, self.preprocessing.image_size)
-        return self._run(batch)
+        if not isinstance(pictures, Sequence):
+            return self._run(images.check_batch(pictures, self.preprocessing.image_size))
+        if not pictures:
+            raise ShapeError("pictures is empty; expected at least one file or image.")
+        read = [self._run(self._read(pictures[at : at + BATCH])) for at in range(0, len(pictures), BATCH)]
+        anomaly_map, image_score = (np.concatenate(parts) for parts in zip(*read, strict=True))
+        return Prediction(anomaly_map, image_score)
+
+    def _read(self, paths: Sequence[str | Path]) -> Floats:
+        return np.stack([images.to_chw(images.read(path), self.preprocessing, str(path)) for path in paths])
 
     @cached_property
     def _pooled(self) -> Calibration:

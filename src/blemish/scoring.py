@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from blemish import images
-from blemish.artifact import Header, Predictor, from_plain
+from blemish.artifact import BATCH, Header, Predictor, from_plain
 from blemish.dataset import Dataset, read_batches, read_mask
 from blemish.errors import DatasetError, ImageError, MetricError
 from blemish.files import write_text
@@ -23,8 +23,6 @@ from blemish.metric import Evaluation, Mode, Options, Results
 from blemish.progress import bar
 from blemish.types import Decider, Decision, Failure, Policy, Sample
 
-BATCH = 4
-"""Pictures that are predicted together: few, because large temporaries cost more than they save on a CPU."""
 SAVE_EVERY = 20.0
 """Seconds between two savings of what was scored so far."""
 

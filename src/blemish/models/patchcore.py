@@ -59,6 +59,7 @@ class PatchCore(Detector):
     """The detector; see the module's docstring."""
 
     config: PatchCoreConfig
+    # "paper" keeps as many entries as 10 % of the patches of some 200 pictures (section 4.2).
     presets: ClassVar[Mapping[str, DetectorConfig]] = {
         "paper": PatchCoreConfig(
             backbone="wide_resnet50_2.tv_in1k", image_size=(224, 224), strides=(8, 16), coreset_size=16_384
