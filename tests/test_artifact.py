@@ -24,7 +24,12 @@ def header(**changes: object) -> Header:
     }
     preprocessing = Preprocessing((32, 48), Intensity(0, 4095))
     fitted = Fitted(preprocessing, calibrations, Policy(0.1, 0.2), ("0123456789abcdef",))
-    values = {"model": "patchcore", "config": asdict(PatchCoreConfig()), "fitted": fitted, "versions": {"blemish": "0"}}
+    values = {
+        "model": "patchcore",
+        "config": asdict(PatchCoreConfig(image_size=(32, 48))),
+        "fitted": fitted,
+        "versions": {"blemish": "0"},
+    }
     return Header(**(values | changes))
 
 
@@ -37,7 +42,7 @@ def test_header_survives_json():
     there = header()
     back = Header.from_json(there.to_json(), "x")
     assert back.fitted == there.fitted
-    assert from_plain(PatchCoreConfig, back.config) == PatchCoreConfig()
+    assert from_plain(PatchCoreConfig, back.config) == PatchCoreConfig(image_size=(32, 48))
     assert back.versions == there.versions
 
 
@@ -52,6 +57,28 @@ def test_configs_survive_json_with_everything_changed():
 def test_other_json_is_no_header(text):
     with pytest.raises(ArtifactError, match="is not an artifact"):
         Header.from_json(text, "x.blemish")
+
+
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        (("fitted", "calibrations"), {}),
+        (("fitted", "calibrations", "cup", "image_scores"), []),
+        (("fitted", "preprocessing", "image_size"), [64, 64]),
+        (("config", "image_size"), "abc"),
+        (("config", "strides"), 5),
+        (("config", "unheard_of"), 1),
+    ],
+)
+def test_a_header_that_makes_no_sense_is_refused(tmp_path, where, value):
+    values = json.loads(header().to_json())
+    inner = values
+    for key in where[:-1]:
+        inner = inner[key]
+    inner[where[-1]] = value
+    save_file({"x": np.zeros(3)}, tmp_path / "x.blemish", {"blemish": json.dumps(values)})
+    with pytest.raises(ArtifactError, match="is not an artifact of Blemish, or is damaged"):
+        blemish.load(tmp_path / "x.blemish")
 
 
 def test_a_newer_version_is_named():

@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from PIL import Image
 
 import textures
 from blemish import cli
+from blemish.errors import OutputError
 
 TINY = ["--preset", "tiny", "--device", "cpu"]
 
@@ -60,14 +62,54 @@ def test_predict_writes_lines_overlays_and_maps(artifact, data, tmp_path, capsys
     assert len(lines) == 12
     assert all((line["decision"] == "defective") == ("blob" in line["path"]) for line in lines)
     assert all(line["regions"] for line in lines if "blob" in line["path"])
-    assert len(list(out.glob("*.overlay.png"))) == len(list(out.glob("*.npy"))) == 12  # names clash, files do not
-    assert np.load(next(out.glob("*.npy"))).shape == (64, 64)
+    assert sorted(path.name for path in (out / "overlays/blob").iterdir()) == [f"00{n}.png" for n in range(6)]
+    assert len(list((out / "overlays").rglob("*.png"))) == len(list((out / "maps").rglob("*.npy"))) == 12
+    assert np.load(out / "maps/good/003.npy").shape == (64, 64)
+    assert not list(out.glob("*.part"))
     assert "12 pictures: 6 defective, 6 good." in capsys.readouterr().out
 
 
 def test_another_rate_can_be_asked_for_later(artifact, data, capsys):
     assert call("predict", artifact, data / "cloth/test/good", "--max-false-reject", 0.5, "--max-review", 0.8) == 0
     assert "1 in 2 good parts" in capsys.readouterr().out
+
+
+def test_overlays_follow_the_rate_that_is_asked_for(artifact, data, tmp_path):
+    for rate in (0.25, 0.9):
+        out = tmp_path / str(rate)
+        assert call("predict", artifact, data / "cloth/test/blob", "--out-dir", out, "--max-false-reject", rate) == 0
+    one, other = ((tmp_path / name / "overlays/000.png").read_bytes() for name in ("0.25", "0.9"))
+    assert one != other
+
+
+def test_an_earlier_run_and_masks_are_no_pictures_to_predict(artifact, data, tmp_path, capsys):
+    folder = tmp_path / "parts"
+    shutil.copytree(data / "cloth", folder)
+    for _ in range(2):
+        assert call("predict", artifact, folder, "--out-dir", folder / "found") == 0
+        assert "32 pictures:" in capsys.readouterr().out
+
+
+def test_nothing_that_can_be_read_is_status_2(artifact, tmp_path, capsys):
+    (tmp_path / "empty.png").write_bytes(b"")
+    assert call("predict", artifact, tmp_path / "empty.png") == cli.FAILED
+    assert "none of the 1 pictures can be read" in capsys.readouterr().err
+
+
+def test_a_report_that_cannot_be_written_loses_no_scores(artifact, data, tmp_path, monkeypatch, capsys):
+    from blemish import report
+
+    def full(*_: object, **__: object) -> None:
+        raise OutputError("no space left")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(report, "write", full)
+        assert call("score", artifact, data) == cli.FAILED
+    assert "cloth" in capsys.readouterr().out
+    (kept,) = (tmp_path / "cache/blemish/score").iterdir()
+    assert len((kept / "scores.jsonl").read_text().splitlines()) == 12
+    assert call("score", artifact, data) == 0
+    assert not kept.exists()
 
 
 def test_unreadable_pictures_are_named_and_the_exit_status_says_so(artifact, data, tmp_path, capsys):
@@ -86,14 +128,12 @@ def test_unreadable_pictures_are_named_and_the_exit_status_says_so(artifact, dat
 
 def test_maps_that_were_written_can_be_evaluated(artifact, data, tmp_path, capsys):
     out = tmp_path / "maps"
-    assert call("predict", artifact, data / "cloth/test/blob", "--out-dir", out / "blob", "--maps") == 0
+    assert call("predict", artifact, data / "cloth/test", "--out-dir", out, "--maps") == 0
     masks = tmp_path / "masks" / "blob"
     masks.mkdir(parents=True)
     for file in (data / "cloth/ground_truth/blob").iterdir():
         Image.open(file).resize((64, 64), Image.Resampling.NEAREST).save(masks / file.name)
-    for file in [*(out / "blob").glob("*.png"), *(out / "blob").glob("*.jsonl")]:
-        file.unlink()
-    assert call("metrics", out, tmp_path / "masks", "--json", tmp_path / "m.json") == 0
+    assert call("metrics", out / "maps", tmp_path / "masks", "--json", tmp_path / "m.json") == 0
     values = json.loads((tmp_path / "m.json").read_text())
     assert values["mean"]["pixel_auroc"] > 0.95
     assert "pixel" in capsys.readouterr().out
@@ -145,6 +185,10 @@ def test_options_come_from_a_file_and_the_command_line_wins(data, tmp_path, caps
         (["predict", "ARTIFACT", "nowhere.png"], "nowhere.png does not exist"),
         (["predict", "ARTIFACT", "EMPTY"], "no pictures there"),
         (["predict", "ARTIFACT", "DATA", "--category", "linen"], 'no category named "linen"'),
+        (["predict", "ARTIFACT", "DATA", "--max-false-reject", "0"], "--max-false-reject is 0"),
+        (["fit", "patchcore", "DATA", "--out", "OUT", "--seed", "-1"], "--seed is -1"),
+        (["fit", "patchcore", "DATA", "--out", "OUT", "--blur", "nan"], "--blur is nan"),
+        (["score", "ARTIFACT", "DATA", "--resamples", "-5"], "--resamples is -5"),
         (["predict", "ARTIFACT", "DATA", "--maps"], "--maps needs a folder"),
         (["predict", "ARTIFACT", "DATA", "--device", "tpu"], '--device is "tpu"'),
         (["score", "ARTIFACT", "DATA", "--json", "FILE/x.json"], "can't be written"),

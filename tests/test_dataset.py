@@ -296,7 +296,9 @@ class TestReadBatches:
         assert not failures
         for batch in batches:
             assert len(batch.samples) == len(batch.images) <= batch_size
-            assert np.array_equal(batch.images, np.stack([read_image(sample, SMALL) for sample in batch.samples]))
+            assert np.array_equal(
+                batch.images, np.stack([read_image(sample.path, SMALL)[0] for sample in batch.samples])
+            )
             assert batch.images.flags.writeable
 
     def test_leaves_out_what_cannot_be_read_and_says_so(self, tmp_path: Path) -> None:
@@ -324,7 +326,7 @@ class TestReadBatches:
     def test_stops_reading_for_a_caller_who_leaves(self, tmp_path: Path) -> None:
         samples = self.samples(tmp_path, 40)
         batches = read_batches(samples, SMALL, 2, [])
-        next(batches)
+        assert len(next(batches).samples) == 2
         batches.close()  # type: ignore[attr-defined]
 
 

@@ -4,6 +4,7 @@ import torch
 import blemish
 import textures
 from blemish import detector
+from blemish.dataset import digest
 from blemish.detector import DetectorConfig, generator
 from blemish.errors import ConfigError, DatasetError
 
@@ -45,7 +46,7 @@ def test_learned_from_holds_the_training_pictures_and_no_other(tmp_path):
     data = blemish.open_dataset("auto", textures.write(tmp_path))
     fitted = blemish.create("patchcore", preset="tiny").fit(data).fitted
     assert fitted is not None
-    digests = {sample: detector.digest(sample) for sample in data.samples}
+    digests = {sample: digest(sample.path) for sample in data.samples}
     assert set(fitted.learned_from) == {digests[sample] for sample in data.train}
 
 

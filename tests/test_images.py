@@ -350,9 +350,14 @@ class TestToChw:
         assert np.all(np.diff(out[0, 0]) > 0)
         assert (out.min(), out.max()) == (0, 1)
 
-    def test_values_beyond_the_rule_are_clipped(self) -> None:
-        picture = np.full((32, 32), 5000, np.uint16)
-        assert images.to_chw(picture, Preprocessing((32, 32), Intensity(0, 4095))).max() == 1
+    def test_a_hot_pixel_beyond_the_rule_is_clipped_but_not_an_area(self) -> None:
+        rule = Preprocessing((64, 64), Intensity(0, 4095))
+        picture = np.full((64, 64), 1000, np.uint16)
+        picture[3, 4] = 60000
+        assert images.to_chw(picture, rule).max() == 1
+        picture[3:6, 4:9] = 5000
+        with pytest.raises(ImageError, match=r"0.4% of them outside the rule 0:4095 .* --intensity LOW:HIGH"):
+            images.to_chw(picture, rule)
 
     @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
     def test_any_float(self, dtype: type) -> None:
@@ -396,9 +401,10 @@ class TestIntensity:
         return rule
 
     @pytest.mark.parametrize(
-        ("largest", "high"), [(0, 511), (300, 511), (1023, 1023), (1024, 2047), (4095, 4095), (65535, 65535)]
+        ("largest", "high"),
+        [(0, 1023), (300, 1023), (1023, 1023), (1024, 4095), (4095, 4095), (4096, 16383), (65535, 65535)],
     )
-    def test_whole_numbers_take_the_fewest_bits_that_hold_them(self, tmp_path: Path, largest: int, high: int) -> None:
+    def test_whole_numbers_take_the_least_camera_that_holds_them(self, tmp_path: Path, largest: int, high: int) -> None:
         pictures = [np.full((4, 5), value, np.uint16) for value in (0, largest)]
         assert self.measure(tmp_path, *pictures) == Intensity(0, high)
 

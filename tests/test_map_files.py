@@ -138,7 +138,10 @@ FAULTS = {
         r"000.png: it has shape \(6, 8, 3\); expected one plane",
     ),
     "damaged picture": (lambda root: damaged(root / "maps/nut/test/good/000.png"), "can't be read as a picture"),
-    "damaged array": (lambda root: damaged(root / "maps/cup/good/000.npy"), r"000.npy: it can't be read \("),
+    "damaged array": (
+        lambda root: damaged(root / "maps/cup/good/000.npy"),
+        r"000.npy: it can't be read; expected numbers in .npy",
+    ),
     "nothing": (
         lambda root: [path.unlink() for path in root.rglob("*.*")],
         r"holds no maps \(0 files\)",

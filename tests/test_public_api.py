@@ -18,6 +18,11 @@ def test_a_name_that_does_not_exist_is_an_attribute_error():
         blemish.reelnet  # noqa: B018
 
 
+def test_modules_are_there_without_an_import():
+    code = "import blemish; blemish.images.to_batch; blemish.metric.evaluate"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 @pytest.mark.parametrize("line", ["import blemish", "from blemish.cli import run; run(['--help'])"])
 def test_importing_and_helping_brings_no_heavy_package(line):
     code = f"import sys\n{line}\nsys.exit(bool({{'torch', 'timm', 'matplotlib', 'cv2', 'numpy'}} & set(sys.modules)))"

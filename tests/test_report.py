@@ -278,11 +278,11 @@ def test_overlay_outlines_mask_and_predicted_region(mixed):
     report, chosen = mixed
     row = next(row for row in report.scored if row.path.endswith("d2.png"))
     (judged,) = reports.page.judge(chosen, [report.samples[row.path]], [])
-    _, overlay = page._drawn(judged, report.deciders["part"])
+    _, overlay = page._drawn(judged)
     assert (overlay == page._PREDICTED).all(axis=2).sum() > 20, "drawn last, over the same mask"
     missed = next(row for row in report.scored if row.path.endswith("d0.png"))
     (judged,) = reports.page.judge(chosen, [report.samples[missed.path]], [])
-    _, overlay = page._drawn(judged, report.deciders["part"])
+    _, overlay = page._drawn(judged)
     ys, xs = np.nonzero((overlay == page._MASK).all(axis=2))
     assert (ys.min(), ys.max(), xs.min(), xs.max()) == (10, 21, 30, 41)
     assert not (overlay == page._PREDICTED).all(axis=2).any()

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -166,7 +167,65 @@ def test_a_killed_score_goes_on_where_it_was(tmp_path, monkeypatch):
     assert again.results == whole.results
     assert again.scored == whole.scored
     assert again.failures == whole.failures
-    assert not list((tmp_path / "cache" / "blemish" / "score").iterdir())
+    kept = tmp_path / "cache" / "blemish" / "score"
+    assert list(kept.iterdir()) == [again.progress]
+    scoring.forget(again)
+    assert not list(kept.iterdir())
+
+
+@pytest.mark.parametrize("damage", [b"", b"{}", None])
+def test_damaged_progress_is_left_aside(data, monkeypatch, damage, caplog):
+    monkeypatch.setattr(scoring, "SAVE_EVERY", 0.0)
+    first = scoring.score(predictor(), data, resume=True)
+    assert first.progress is not None
+    for name in ("evaluation.safetensors", "scores.jsonl"):
+        file = first.progress / name
+        file.write_bytes(file.read_bytes()[:50] if damage is None else damage)
+    again = scoring.score(predictor(), data, resume=True)
+    assert again.scored == first.scored
+    assert "starting anew" in caplog.text
+
+
+def test_progress_that_cannot_be_kept_stops_nothing(data, monkeypatch, caplog):
+    monkeypatch.setattr(scoring, "SAVE_EVERY", 0.0)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null/x")
+    report = scoring.score(predictor(), data, resume=True)
+    assert len(report.scored) == len(data.test)
+    assert caplog.text.count("can't be kept") == 1
+
+
+def test_pictures_that_were_learned_from_are_named(data):
+    from blemish import report as reports
+    from blemish.dataset import digest
+
+    known = next(sample for sample in data.test if not sample.is_anomalous)
+    chosen = predictor()
+    header = replace(chosen.header, fitted=replace(chosen.header.fitted, learned_from=(digest(known.path),)))
+    report = scoring.score(Predictor(header, chosen._run), data)
+    assert report.learned == (str(known.path),)
+    assert any("were learned from" in note for note in reports.notes(report))
+    assert scoring.score(chosen, data).learned == ()
+
+
+def test_boxes_never_leave_the_picture():
+    for grid in (224, 256, 300, 448):
+        for size in (*range(1, 60), 204, 1013, 3999):
+            anomaly_map = np.zeros((grid, grid), np.float32)
+            anomaly_map[-3:, -5:] = anomaly_map[:2, :2] = 1
+            for left, top, right, bottom in (found.box for found in find_regions(anomaly_map, 0.5, (size, size))):
+                assert 0 <= left < right <= size
+                assert 0 <= top < bottom <= size
+
+
+def test_a_stopped_part_points_somewhere(data):
+    def spread(batch: np.ndarray) -> Prediction[np.ndarray]:
+        grey = batch.mean(axis=1)
+        return Prediction(grey * 0.5, np.full(len(batch), 0.9, np.float32))
+
+    for judged in scoring.judge(predictor(spread), data.test, []):
+        assert judged.scored.decision == "defective"
+        assert len(judged.scored.regions) == 1
+        assert judged.scored.regions[0].peak == pytest.approx(judged.anomaly_map.max())
 
 
 def test_unfinished_work_of_other_pictures_is_not_taken(tmp_path, monkeypatch):

@@ -80,6 +80,25 @@ def test_calibrated_score_where_all_good_scores_are_equal():
     assert decider.calibrated(1.9) < decider.calibrated(2.0) == 0.5 < decider.calibrated(2.1)
 
 
+@pytest.mark.parametrize("scores", [(28.5,), (28.4, 28.5), (-1.0, -1.0), (0.0,)])
+def test_calibrated_score_is_no_step_where_there_are_few(scores):
+    decider = Decider(calibration(*scores), Policy(0.3))
+    threshold = decider.reject.value
+    assert 0.2 < decider.calibrated(threshold - 0.02 * abs(threshold)) <= 0.5
+    assert decider.calibrated(math.inf) == 1
+    assert decider.calibrated(-math.inf) == 0
+
+
+def test_a_grey_zone_is_said():
+    sentences = Decider(calibration(*range(1, 100)), Policy(0.01, max_review=0.1)).sentences()
+    assert sentences[1].startswith("to a person from threshold 90: at most 1 in 10 good parts")
+
+
+def test_an_empty_calibration_is_refused():
+    with pytest.raises(ValueError, match="one picture at least"):
+        Calibration((), ())
+
+
 def test_pooling_sorts_all_scores():
     assert pool([calibration(3, 1), calibration(2)]).image_scores == (1, 2, 3)
 

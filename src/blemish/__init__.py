@@ -16,6 +16,7 @@ The names below are imported when they are first used, so that `import blemish` 
 """
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
@@ -56,9 +57,11 @@ _MODULE_OF = {name: f"blemish.{module}" for module, names in _HOME.items() for n
 
 
 def __getattr__(name: str) -> object:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module 'blemish' has no attribute {name!r}")
-    return getattr(importlib.import_module(_MODULE_OF[name]), name)
+    if name in _MODULE_OF:
+        return getattr(importlib.import_module(_MODULE_OF[name]), name)
+    if not name.startswith("_") and importlib.util.find_spec(f"blemish.{name}") is not None:
+        return importlib.import_module(f"blemish.{name}")  # so that blemish.images is there without an import
+    raise AttributeError(f"module 'blemish' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -75,7 +75,11 @@ class Header:
                     f"{path} was written by a newer Blemish (artifact version {number}; this one reads up to "
                     f"{VERSION}): pip install --upgrade blemish"
                 )
-            return from_plain(cls, values)
+            header = from_plain(cls, values)
+            height, width = header.config["image_size"]
+            if (height, width) != header.fitted.preprocessing.image_size:
+                raise ValueError("two sizes")
+            return header
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise not_an_artifact(path) from error
 

@@ -16,8 +16,8 @@ from rich.table import Table
 from tyro.conf import Positional, arg
 
 from blemish import __version__, options, registry
-from blemish.errors import BlemishError, ConfigError, not_among
-from blemish.types import Failure, Policy
+from blemish.errors import BlemishError, ConfigError, DatasetError, not_among
+from blemish.types import Decider, Failure, Policy
 
 if TYPE_CHECKING:
     from blemish.dataset import Dataset
@@ -141,7 +141,7 @@ class Predict:
         for file in (self.json_lines, self.out_dir and self.out_dir / "predictions.jsonl"):
             if file is not None:
                 check_writable(file)
-        pictures = predictions.find_pictures(self.pictures)
+        pictures = predictions.find_pictures(self.pictures, self.out_dir)
         predictor = artifact.load(self.artifact, device=self.device)
         category = self.category or (predictor.categories[0] if len(predictor.categories) == 1 else "")
         if category and category not in predictor.categories:
@@ -149,12 +149,18 @@ class Predict:
         policy = change(predictor.policy, self.max_false_reject, self.max_review)
         failures: list[Failure] = []
         judged = predictions.predict(predictor, pictures, failures, category=category, policy=policy)
-        scored = predictions.write(judged, predictor, json_lines=self.json_lines, out_dir=self.out_dir, maps=self.maps)
+        scored = predictions.write(judged, pictures, json_lines=self.json_lines, out_dir=self.out_dir, maps=self.maps)
+        if not scored:
+            raise DatasetError(f"none of the {len(pictures)} pictures can be read; {failures[0].reason}")
         say(predictions.table(scored))
         say(predictions.summary(scored))
-        say(f"{_capital(predictor.decider(category, policy).reject.sentence())}")
+        for sentence in predictor.decider(category, policy).sentences():
+            say(_capital(sentence))
         if not category:
-            say("The category was not named, so the threshold is that of all categories together; see --category.")
+            say(
+                "The category was not named, so the threshold is that of all categories together, and its promise "
+                "holds for their mix; see --category."
+            )
         return report_failures(failures)
 
 
@@ -209,9 +215,10 @@ class Score(MetricOptions):
         data = self.data.open(known=predictor.categories)
         policy = change(predictor.policy, self.max_false_reject, self.max_review)
         found = scoring.score(predictor, data, policy=policy, options=self.how(), mode=self.mode, resume=True)
-        report.write(found, predictor, json_file=self.json, csv_file=self.csv, html_file=self.html)
         say(report.table(found.results))
         say("\n".join(report.notes(found)))
+        report.write(found, predictor, json_file=self.json, csv_file=self.csv, html_file=self.html)
+        scoring.forget(found)
         for file in filter(None, (self.json, self.csv, self.html)):
             say(f"Written: {file}")
         return report_failures(found.failures)
@@ -272,7 +279,8 @@ class Inspect:
 
         predictor = Predictor(header, refuse)
         for category in predictor.categories:
-            say(f"{category}: {predictor.decider(category).reject.sentence()}")
+            for sentence in predictor.decider(category).sentences():
+                say(f"{category}: {sentence}")
         return 0
 
 
@@ -284,10 +292,10 @@ class List:
 
     def __call__(self) -> int:
         """Prints names and descriptions."""
-        table = Table(show_header=False, box=None)
-        for name, description in _listed(self.what):
-            table.add_row(name, description)
-        say(table)
+        rows = _listed(self.what)
+        width = max(len(name) for name, _ in rows)
+        for name, description in rows:
+            say(f"{name:{width}}  {description}")
         return 0
 
 
@@ -367,9 +375,8 @@ def missing(error: ModuleNotFoundError) -> ConfigError:
 
 def change(policy: Policy, max_false_reject: float | None, max_review: float | None) -> Policy:
     """The policy, with what was given in place of its own."""
-    rate = max_false_reject or policy.max_false_reject
-    review = max_review or (policy.max_review if max_false_reject is None else None)
-    return Policy(rate, review)
+    rate = policy.max_false_reject if max_false_reject is None else max_false_reject
+    return Policy(rate, policy.max_review if max_review is None else max_review)
 
 
 def say(text: "str | Table") -> None:
@@ -419,8 +426,10 @@ def _fit(arguments: list[str]) -> int:
     )
     learner.fit(data, policy)
     artifact.save(learner, given.fit.out)
-    for category, calibration in artifact.read_header(given.fit.out).fitted.calibrations.items():
-        say(f"{category}: {calibration.threshold(policy.max_false_reject).sentence()}")
+    calibrations = artifact.read_header(given.fit.out).fitted.calibrations
+    for category, calibration in calibrations.items():
+        for sentence in Decider(calibration, policy).sentences():
+            say(f"{category}: {sentence}")
     say(f"Written: {given.fit.out} ({given.fit.out.stat().st_size / 1e6:.1f} MB)")
     has_test = any(sample.is_anomalous is not None for sample in data.test)
     score = f"score {given.fit.out} {given.data.data} --html report.html"

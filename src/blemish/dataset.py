@@ -186,35 +186,42 @@ def read_batches(
     """
     workers = min(8, os.cpu_count() or 1)
     pool = ThreadPoolExecutor(workers)
-    pending: deque[tuple[Sample, Future[images.Floats]]] = deque()
+    pending: deque[tuple[Sample, Future[tuple[images.Floats, tuple[int, int]]]]] = deque()
     waiting = iter(samples)
     try:
         while True:
             ahead = batch_size + 2 * workers - len(pending)
             pending.extend(
-                (sample, pool.submit(read_image, sample, preprocessing)) for sample in islice(waiting, ahead)
+                (sample, pool.submit(read_image, sample.path, preprocessing)) for sample in islice(waiting, ahead)
             )
             if not pending:
                 return
-            good: list[tuple[Sample, images.Floats]] = []
+            good: list[tuple[Sample, images.Floats, tuple[int, int]]] = []
             for sample, future in [pending.popleft() for _ in range(min(batch_size, len(pending)))]:
                 try:
-                    good.append((sample, future.result()))
+                    good.append((sample, *future.result()))
                 except (ImageError, ShapeError) as error:
                     failures.append(Failure(sample.path, str(error)))
             if good:
-                yield Batch(np.stack([image for _, image in good]), [sample for sample, _ in good])
+                found, pictures, sizes = zip(*good, strict=True)
+                yield Batch(np.stack(pictures), found, sizes)
     finally:
         pool.shutdown(cancel_futures=True)  # nothing is read on for a caller who has left
 
 
-def read_image(sample: Sample, preprocessing: Preprocessing) -> images.Floats:
-    """The picture of one sample, (3, H, W) float32 in [0, 1].
+def read_image(path: Path, preprocessing: Preprocessing) -> tuple[images.Floats, tuple[int, int]]:
+    """The picture in a file, (3, H, W) float32 in [0, 1], and its own (height, width).
 
     Raises:
         ImageError: it can't be read.
     """
-    return images.to_chw(images.read(sample.path), preprocessing, str(sample.path))
+    picture = images.read(path)
+    return images.to_chw(picture, preprocessing, str(path)), (picture.shape[0], picture.shape[1])
+
+
+def digest(path: Path) -> str:
+    """A short fingerprint of a file's content."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def read_mask(sample: Sample, size: tuple[int, int]) -> images.Bools | None:

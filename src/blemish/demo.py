@@ -44,7 +44,7 @@ def run(out_dir: Path, say: Say) -> None:
     say("3. Scored the test pictures, which it has never seen:\n")
     say(report.table(found.results))
     report.write(found, predictor, html_file=out_dir / "report.html")
-    say(_explanation(out_dir, found.deciders["mono"].reject.sentence()))
+    say(_explanation(out_dir, report.notes(found)[0]))
 
 
 def _explanation(out_dir: Path, promise: str) -> str:
@@ -53,7 +53,7 @@ How to read it
   image_auroc        the chance that a defective cell scores higher than a good one (1 = always)
   false_reject_rate  share of the good cells that the threshold stops
   miss_rate          share of the defective cells that it lets pass
-  The {promise}
+  {promise}
   It was set on good cells alone, none of them learned from or tested on.
   Cells have no masks in this dataset, so nothing is said of where the defects are.
 

@@ -5,7 +5,7 @@ with its config, its presets, `learn` and `forward`. Everything else (reading, t
 holding out and calibrating) happens here, once.
 """
 
-import hashlib
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from blemish import images, registry
-from blemish.dataset import Dataset, read_batches
+from blemish.dataset import Dataset, digest, read_batches
 from blemish.errors import ConfigError, DatasetError, not_among
 from blemish.images import Floats
 from blemish.nn.backbone import DEFAULT
@@ -45,6 +45,8 @@ class DetectorConfig:
             raise ConfigError(f"--image-size is {height}x{width}; expected 32 to 8192 pixels a side, for example 256.")
         if self.batch_size < 1:
             raise ConfigError(f"--batch-size is {self.batch_size}; expected 1 or more.")
+        if self.seed < 0:
+            raise ConfigError(f"--seed is {self.seed}; expected 0 or more.")
 
 
 class Detector(nn.Module, ABC):
@@ -82,7 +84,8 @@ class Detector(nn.Module, ABC):
     @property
     def device(self) -> torch.device:
         """Where the detector's tensors are."""
-        return next(self.parameters()).device
+        tensors = itertools.chain(self.parameters(), self.buffers(), [torch.empty(0)])
+        return next(tensors).device
 
     def fit(self, data: Dataset, policy: Policy | None = None) -> Self:
         """The detector itself, after learning from `data.train` and calibrating on `data.validation`.
@@ -107,7 +110,7 @@ class Detector(nn.Module, ABC):
             preprocessing=preprocessing,
             calibrations={category: self._calibrate(data, category, preprocessing) for category in data.categories},
             policy=policy or Policy(),
-            learned_from=tuple(sorted(digest(sample) for sample in data.train if sample.path not in unread)),
+            learned_from=tuple(sorted(digest(sample.path) for sample in data.train if sample.path not in unread)),
         )
         return self
 
@@ -156,8 +159,9 @@ def create(
     kind = find(model)
     if not isinstance(config, DetectorConfig):
         config = configure(preset_of(kind, model, preset), config or {})
-    torch.manual_seed(config.seed)  # random weights, where there are any, follow the seed
-    detector: Detector = kind(config, backbone_weights)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)  # random weights, where there are any, follow the seed
+        detector: Detector = kind(config, backbone_weights)
     return detector.to(choose_device(device))
 
 
@@ -191,7 +195,13 @@ def configure(config: DetectorConfig, changes: Mapping[str, Any]) -> DetectorCon
     for name in changes:
         if name not in known:
             raise ConfigError(not_among(f"option of {type(config).__name__}", name, known))
-    return replace(config, **changes)
+    try:
+        return replace(config, **changes)
+    except TypeError as error:
+        given = ", ".join(f"{name} {value!r}" for name, value in changes.items())
+        raise ConfigError(
+            f"the options {given} don't fit {type(config).__name__} ({error}); see its fields."
+        ) from error
 
 
 def choose_device(name: str) -> torch.device:
@@ -219,11 +229,6 @@ def infer(detector: Detector, image: Floats) -> Prediction[Floats]:
 def to_tensor(image: Floats, detector: Detector) -> Tensor:
     """Images (B, 3, H, W) on the detector's device, in the memory layout that convolutions like best."""
     return torch.from_numpy(image).to(detector.device, memory_format=torch.channels_last)
-
-
-def digest(sample: Sample) -> str:
-    """A short fingerprint of a picture's file."""
-    return hashlib.sha256(sample.path.read_bytes()).hexdigest()[:16]
 
 
 def generator(seed: int, *key: int) -> torch.Generator:

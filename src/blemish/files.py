@@ -1,7 +1,7 @@
 """Writing files so that they are there whole or not at all."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -50,6 +50,31 @@ def write_bytes(path: Path, content: bytes) -> None:
     """
     with replacing(path) as temporary:
         temporary.write_bytes(content)
+
+
+@contextmanager
+def growing(path: Path) -> Iterator[Callable[[str], None]]:
+    """A function that adds lines to a text file.
+
+    Until the block ends without an error, they are in a file of that name and `.part`, so that
+    neither an error nor a kill loses what was written.
+
+    Raises:
+        OutputError: the file can't be written.
+    """
+    unfinished = path.with_name(f"{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with unfinished.open("w", encoding="utf-8") as opened:
+
+            def add(line: str) -> None:
+                opened.write(f"{line}\n")
+                opened.flush()
+
+            yield add
+        unfinished.replace(path)
+    except OSError as error:
+        raise OutputError(_sentence(path, error)) from error
 
 
 def check_writable(path: Path) -> None:

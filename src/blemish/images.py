@@ -31,6 +31,8 @@ Picture: TypeAlias = NDArray[Any]
 # What OpenCV would print about damaged files, our own errors say.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
+CLIPPED = 0.001
+"""Share of a picture's values that may lie outside the intensity rule."""
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
 
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
@@ -120,13 +122,28 @@ def to_chw(picture: Picture, preprocessing: Preprocessing, name: str = "image") 
         scaled = resized.astype(np.float32) / np.float32(255)
     elif preprocessing.intensity is None:
         raise ImageError(
-            f"{name} has {picture.dtype} pixels, but the detector learned from 8-bit pictures: "
-            "convert it to 8 bit the way those were, or fit again with --intensity LOW:HIGH."
+            f"{name} has {picture.dtype} pixels, and the only rule there is, that of the training pictures, is for 8 "
+            "bit: convert it to 8 bit the way those were, or fit again with --intensity LOW:HIGH."
         )
     else:
-        low, high = preprocessing.intensity.low, preprocessing.intensity.high
-        scaled = np.clip((resized.astype(np.float32) - low) / np.float32(high - low), 0, 1)
+        scaled = _scaled(resized, preprocessing.intensity, name)
     return np.ascontiguousarray(scaled.transpose(2, 0, 1), np.float32)
+
+
+def _scaled(picture: Picture, rule: Intensity, name: str) -> Floats:
+    """The picture with `rule` applied, in [0, 1].
+
+    Raises:
+        ImageError: more than a thousandth of it would be clipped; a bright defect must not be lost.
+    """
+    scaled = (picture.astype(np.float32) - rule.low) / np.float32(rule.high - rule.low)
+    outside = float(np.mean((scaled < 0) | (scaled > 1)))
+    if outside > CLIPPED:
+        raise ImageError(
+            f"{name} has values from {picture.min():g} to {picture.max():g}, {outside:.1%} of them outside the rule "
+            f"{rule.low:g}:{rule.high:g} that the detector learned with: fit again with --intensity LOW:HIGH."
+        )
+    return np.asarray(np.clip(scaled, 0, 1), np.float32)
 
 
 def to_batch(images: Picture | Sequence[Picture], preprocessing: Preprocessing | None = None) -> Floats:
@@ -163,8 +180,8 @@ def resize(picture: Picture, size: tuple[int, int]) -> Picture:
 def measure_intensity(paths: Iterable[Path]) -> tuple[Intensity | None, list[Failure]]:
     """The intensity rule for pictures like these, and those that could not be read.
 
-    Whole-number pictures of more than 8 bit run from 0 to the full scale of the fewest bits that
-    hold the largest value seen (a 12-bit camera in a 16-bit file: 4095). Floating-point pictures
+    Whole-number pictures of more than 8 bit run from 0 to the full scale of a camera of 10, 12, 14
+    or 16 bit, the least that holds the largest value seen. Floating-point pictures
     keep [0, 1] if all lie in it, else they run from the smallest to the largest value seen, with a
     tenth of that range in reserve on both sides. None if no picture has more than 8 bit.
     """
@@ -182,7 +199,7 @@ def measure_intensity(paths: Iterable[Path]) -> tuple[Intensity | None, list[Fai
     if not np.isfinite(high):
         return None, failures
     if not is_float:
-        return Intensity(0, 2 ** max(9, int(high).bit_length()) - 1), failures
+        return Intensity(0, next(2**bits - 1 for bits in (10, 12, 14, 16) if high < 2**bits)), failures
     if low >= 0 and high <= 1:
         return Intensity(0, 1), failures
     reserve = 0.1 * (high - low) or 1.0

@@ -239,7 +239,7 @@ def read_array(path: Path) -> NDArray[Any]:
         else:
             array = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
     except (OSError, ValueError, cv2.error) as error:
-        raise PictureError(str(path), f"it can't be read ({error})", "a map or mask that can be read") from error
+        raise PictureError(str(path), "it can't be read", "numbers in .npy, or a picture that is whole") from error
     if array is None:
         raise PictureError(str(path), "it can't be read as a picture", "a map or mask that can be read")
     if array.ndim == 3 and array.shape[2] in {3, 4} and (array[:, :, :3] == array[:, :, :1]).all():

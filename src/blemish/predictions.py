@@ -1,7 +1,9 @@
 """What `blemish predict` leaves behind: JSON lines, overlays, raw maps."""
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ from rich.text import Text
 
 from blemish import files, images
 from blemish.artifact import Predictor
+from blemish.dataset import MASK_FOLDERS
 from blemish.errors import DatasetError
 from blemish.progress import track
 from blemish.scoring import Judged, Scored, judge
@@ -20,8 +23,10 @@ ROWS = 40
 WHITE = (255, 255, 255)
 
 
-def find_pictures(places: Sequence[Path]) -> list[Path]:
+def find_pictures(places: Sequence[Path], out_dir: Path | None = None) -> list[Path]:
     """The pictures among `places`: files as they are, folders with all pictures below them, sorted.
+
+    Folders of masks, and `out_dir` with what an earlier run left in it, are passed over.
 
     Raises:
         DatasetError: a place does not exist, or there is no picture in any.
@@ -30,8 +35,7 @@ def find_pictures(places: Sequence[Path]) -> list[Path]:
     for place in places:
         if not place.exists():
             raise DatasetError(f"{place} does not exist; expected pictures, or folders of pictures.")
-        inside = sorted(path for path in place.rglob("*") if images.is_picture(path)) if place.is_dir() else [place]
-        found += inside
+        found += _below(place, out_dir) if place.is_dir() else [place]
     if not found:
         names = ", ".join(str(place) for place in places)
         raise DatasetError(
@@ -63,7 +67,7 @@ def predict(
 
 def write(
     judged: Iterator[Judged],
-    predictor: Predictor,
+    pictures: Sequence[Path],
     *,
     json_lines: Path | None = None,
     out_dir: Path | None = None,
@@ -73,30 +77,34 @@ def write(
 
     Args:
         judged: From `predict`; taken one at a time, so that memory does not grow with maps.
-        predictor: Whose pixel threshold colours the overlays.
+        pictures: All files; what is written is in folders like theirs, from the one they share on.
         json_lines: File for one JSON object a picture.
-        out_dir: Folder for `predictions.jsonl` and an overlay for each picture.
-        maps: Whether to write each raw anomaly map there, too, as float32 `.npy`.
+        out_dir: Folder for `predictions.jsonl` and, in `overlays`, each picture with its heatmap.
+        maps: Whether to write each raw anomaly map to `maps` there, too, as float32 `.npy`.
     """
     scored: list[Scored] = []
+    shared = os.path.commonpath([path.absolute().parent for path in pictures])
     taken: set[Path] = set()
-    for each in judged:
-        scored.append(each.scored)
-        if out_dir is None:
-            continue
-        stem = _free_stem(out_dir, each.sample.path, taken)
-        decider = predictor.decider(each.sample.category)
-        outlines = [(each.anomaly_map > decider.pixel, WHITE)]
-        drawn = images.overlay(each.image, each.anomaly_map, decider.heat_span, outlines)
-        files.write_bytes(Path(f"{stem}.overlay.png"), images.encode(drawn))
-        if maps:
-            with files.replacing(Path(f"{stem}.npy")) as temporary:
-                np.save(temporary, each.anomaly_map)
-    lines = "".join(f"{row.line()}\n" for row in scored)
-    for file in (json_lines, out_dir and out_dir / "predictions.jsonl"):
-        if file is not None:
-            files.write_text(file, lines)
+    lines = [file for file in (json_lines, out_dir and out_dir / "predictions.jsonl") if file is not None]
+    with ExitStack() as stack:
+        writers = [stack.enter_context(files.growing(file)) for file in lines]
+        for each in judged:
+            scored.append(each.scored)
+            for write_line in writers:
+                write_line(each.scored.line())
+            if out_dir is not None:
+                name = _free_name(Path(os.path.relpath(each.sample.path.absolute(), shared)), taken)
+                _write_pictures(each, out_dir, name, maps=maps)
     return scored
+
+
+def _write_pictures(each: Judged, out_dir: Path, name: Path, *, maps: bool) -> None:
+    outlines = [(each.anomaly_map > each.decider.pixel, WHITE)]
+    drawn = images.overlay(each.image, each.anomaly_map, each.decider.heat_span, outlines)
+    files.write_bytes(out_dir / "overlays" / f"{name}.png", images.encode(drawn))
+    if maps:
+        with files.replacing(out_dir / "maps" / f"{name}.npy") as temporary:
+            np.save(temporary, each.anomaly_map)
 
 
 def table(scored: Sequence[Scored]) -> Table:
@@ -124,14 +132,22 @@ def summary(scored: Sequence[Scored]) -> str:
     return f"{len(scored)} pictures: {counts['defective']} defective, {review}{counts['good']} good.{hidden}"
 
 
-def _free_stem(out_dir: Path, picture: Path, taken: set[Path]) -> Path:
-    """Where this picture's files go: its name, after its folder's where another has the same name."""
-    for name in (
-        picture.stem,
-        f"{picture.parent.name}-{picture.stem}",
-        picture.as_posix().strip("/").replace("/", "-"),
-    ):
-        if out_dir / name not in taken:
-            break
-    taken.add(out_dir / name)
-    return out_dir / name
+def _below(folder: Path, out_dir: Path | None) -> list[Path]:
+    """The pictures in a folder and its folders, without masks and without what we wrote ourselves."""
+    own = None if out_dir is None else out_dir.resolve()
+    found = []
+    for path in folder.rglob("*"):
+        inside = path.relative_to(folder).parts[:-1]
+        is_mask = any(part.lower() in MASK_FOLDERS for part in inside)
+        if images.is_picture(path) and not is_mask and (own is None or not path.resolve().is_relative_to(own)):
+            found.append(path)
+    return sorted(found)
+
+
+def _free_name(path: Path, taken: set[Path]) -> Path:
+    """The picture's path without its suffix, or with it where another one has the same."""
+    name = path.with_name(path.stem)
+    if name in taken:
+        name = path.with_name(f"{path.stem}-{path.suffix[1:]}")
+    taken.add(name)
+    return name

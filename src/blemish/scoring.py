@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import logging
 import math
 import os
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -13,16 +15,17 @@ from typing import Any
 import cv2
 import numpy as np
 
-from blemish import images
+from blemish import __version__
 from blemish.artifact import BATCH, Header, Predictor, from_plain
-from blemish.dataset import Dataset, read_batches, read_mask
-from blemish.errors import DatasetError, ImageError, MetricError
+from blemish.dataset import Dataset, digest, read_batches, read_mask
+from blemish.errors import BlemishError, DatasetError, ImageError, MetricError, OutputError
 from blemish.files import write_text
 from blemish.images import Floats
 from blemish.metric import Evaluation, Mode, Options, Results
 from blemish.progress import bar
 from blemish.types import Decider, Decision, Failure, Policy, Sample
 
+_LOG = logging.getLogger(__name__)
 SAVE_EVERY = 20.0
 """Seconds between two savings of what was scored so far."""
 
@@ -73,6 +76,8 @@ class Judged:
     """(3, H, W) as the detector saw it."""
     anomaly_map: Floats
     """(H, W)."""
+    decider: Decider
+    """What decided."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,10 @@ class Report:
     """Every picture or mask that could not be used."""
     samples: dict[str, Sample] = field(default_factory=dict)
     """{path: sample}."""
+    learned: tuple[str, ...] = ()
+    """Good test pictures that the detector has learned from, so that it knows them."""
+    progress: Path | None = None
+    """Where the scores are kept until `forget`, so that a report that can't be written loses none."""
 
     def plain(self) -> dict[str, Any]:
         """The report as values that JSON knows, with the names of the metrics."""
@@ -106,6 +115,7 @@ class Report:
             "tested_on": self.sentences,
             "thresholds": {category: _thresholds(decider) for category, decider in self.deciders.items()},
             "pictures": len(self.scored),
+            "learned_from": list(self.learned),
             "failures": [{"path": str(failure.path), "reason": failure.reason} for failure in self.failures],
         }
 
@@ -125,20 +135,23 @@ def judge(
     deciders = {category: predictor.decider(category, policy) for category in {item.category for item in samples}}
     for batch in read_batches(samples, predictor.preprocessing, BATCH, failures):
         prediction = predictor.predict(batch.images)
-        rows = zip(batch.samples, batch.images, prediction.anomaly_map, prediction.image_score, strict=True)
-        for sample, image, anomaly_map, image_score in rows:
+        rows = zip(
+            batch.samples, batch.images, batch.sizes, prediction.anomaly_map, prediction.image_score, strict=True
+        )
+        for sample, image, size, anomaly_map, image_score in rows:
             decider = deciders[sample.category]
+            decision = decider.decide(float(image_score))
             scored = Scored(
                 path=str(sample.path),
                 category=sample.category if sample.category in predictor.categories else "",
                 image_score=float(image_score),
                 calibrated_score=decider.calibrated(float(image_score)),
-                decision=decider.decide(float(image_score)),
-                regions=find_regions(anomaly_map, decider.pixel, images.read_size(sample.path)),
+                decision=decision,
+                regions=find_regions(anomaly_map, decider.pixel, size) or _highest(anomaly_map, decision, size),
                 is_anomalous=sample.is_anomalous,
                 defect=sample.defect,
             )
-            yield Judged(sample, scored, image, anomaly_map)
+            yield Judged(sample, scored, image, anomaly_map, decider)
 
 
 def find_regions(anomaly_map: Floats, threshold: float, picture_size: tuple[int, int]) -> tuple[Region, ...]:
@@ -151,20 +164,25 @@ def find_regions(anomaly_map: Floats, threshold: float, picture_size: tuple[int,
     """
     above = (anomaly_map > threshold).astype(np.uint8)
     count, labels, stats, _ = cv2.connectedComponentsWithStats(above, connectivity=8)
-    down, across = (picture / grid for picture, grid in zip(picture_size, anomaly_map.shape, strict=True))
+    (high, wide), (rows, columns) = picture_size, anomaly_map.shape
     regions = []
     for number in range(1, count):
         left, top, width, height, area = (int(value) for value in stats[number])
         inside = labels[top : top + height, left : left + width] == number
-        box = (
-            math.floor(left * across),
-            math.floor(top * down),
-            math.ceil((left + width) * across),
-            math.ceil((top + height) * down),
-        )
+        # Whole numbers, because a box that is rounded up must not leave the picture.
+        right, bottom = -(-(left + width) * wide // columns), -(-(top + height) * high // rows)
+        box = (left * wide // columns, top * high // rows, right, bottom)
         peak = float(anomaly_map[top : top + height, left : left + width][inside].max())
-        regions.append(Region(box, max(1, round(area * across * down)), peak))
+        regions.append(Region(box, max(1, round(area * wide * high / (rows * columns))), peak))
     return tuple(sorted(regions, key=lambda region: -region.peak))
+
+
+def _highest(anomaly_map: Floats, decision: Decision, picture_size: tuple[int, int]) -> tuple[Region, ...]:
+    """Where a stopped part is most abnormal: the top tenth of its map's range, if no region stands out."""
+    low, high = float(anomaly_map.min()), float(anomaly_map.max())
+    if decision == "good" or not low < high:
+        return ()
+    return find_regions(anomaly_map, high - 0.1 * (high - low), picture_size)[:1]
 
 
 def score(
@@ -181,10 +199,12 @@ def score(
     Args:
         predictor: A loaded artifact.
         data: Its test pictures are used, and nothing is learned from them: thresholds are the artifact's.
+            Good ones that the detector was trained on are counted in the report.
         policy: Another false-reject rate than the artifact's own.
         options: How metrics are computed; its thresholds are those of the policy.
         mode: Whether map values are all kept or counted in bounded memory.
-        resume: Whether to go on where an earlier call with the same arguments was killed.
+        resume: Whether to go on where an earlier call with the same arguments was killed; call
+            `forget(report)` once the report is where it should be.
 
     Raises:
         DatasetError: there are no labelled test pictures, or none that can be read.
@@ -204,13 +224,15 @@ def score(
         for judged in judge(predictor, left, work.failures, policy):
             work.add(judged)
             drawn.advance()
+    work.save()
     if not work.rows:
         raise DatasetError(
             f"{data.root}: none of the {len(samples)} test pictures can be read; {work.failures[0].reason}"
         )
     deciders = {category: predictor.decider(category, policy) for category in data.categories}
     thresholds = {category: decider.reject.value for category, decider in deciders.items()}
-    report = Report(
+    known = set(predictor.header.fitted.learned_from)
+    return Report(
         header=predictor.header,
         sentences=data.sentences(),
         deciders=deciders,
@@ -218,9 +240,19 @@ def score(
         scored=[work.rows[str(sample.path)] for sample in samples if str(sample.path) in work.rows],
         failures=work.failures,
         samples={str(sample.path): sample for sample in samples},
+        learned=tuple(
+            str(sample.path)
+            for sample in samples
+            if not sample.is_anomalous and str(sample.path) in work.rows and digest(sample.path) in known
+        ),
+        progress=work.folder,
     )
-    work.finish()
-    return report
+
+
+def forget(report: Report) -> None:
+    """Removes what `score` keeps to go on from, now that the report is written."""
+    if report.progress is not None:
+        shutil.rmtree(report.progress, ignore_errors=True)
 
 
 class _Work:
@@ -233,14 +265,22 @@ class _Work:
         self.failures: list[Failure] = []
         self._saved = time.monotonic()
         if folder is not None and (folder / "evaluation.safetensors").exists():
-            self.evaluation = Evaluation.load(folder / "evaluation.safetensors")
-            # The evaluation is written last, so the others may hold pictures that it does not.
-            lines = (folder / "scores.jsonl").read_text("utf-8").splitlines()
-            found = [from_plain(Scored, _from_finite(json.loads(line))) for line in lines]
-            paths = self.evaluation.paths
-            self.rows = {row.path: row for row in found if row.path in paths}
-            reasons = json.loads((folder / "failures.json").read_text("utf-8"))
-            self.failures = [Failure(Path(path), reason) for path, reason in reasons if path in self.rows]
+            try:
+                self._load(folder)
+            except (BlemishError, OSError, ValueError, KeyError, TypeError):
+                _LOG.warning("The scores kept in %s can't be read; starting anew.", folder)
+                self.__init__(None, mode, intervals)  # type: ignore[misc]
+                self.folder = folder
+
+    def _load(self, folder: Path) -> None:
+        self.evaluation = Evaluation.load(folder / "evaluation.safetensors")
+        # The evaluation is written last, so the others may hold pictures that it does not.
+        lines = (folder / "scores.jsonl").read_text("utf-8").splitlines()
+        found = [from_plain(Scored, _from_finite(json.loads(line))) for line in lines]
+        paths = self.evaluation.paths
+        self.rows = {row.path: row for row in found if row.path in paths}
+        reasons = json.loads((folder / "failures.json").read_text("utf-8"))
+        self.failures = [Failure(Path(path), reason) for path, reason in reasons if path in self.rows]
 
     @property
     def done(self) -> set[str]:
@@ -259,23 +299,26 @@ class _Work:
             self.failures.append(Failure(sample.path, str(error)))
             return
         self.rows[scored.path] = scored
-        if self.folder is not None and time.monotonic() - self._saved > SAVE_EVERY:
+        if time.monotonic() - self._saved > SAVE_EVERY:
+            self.save()
+
+    def save(self) -> None:
+        self._saved = time.monotonic()
+        if self.folder is None:
+            return
+        reasons = [(str(failure.path), failure.reason) for failure in self.failures]
+        try:
             write_text(self.folder / "scores.jsonl", "".join(f"{row.line()}\n" for row in self.rows.values()))
-            reasons = [(str(failure.path), failure.reason) for failure in self.failures]
             write_text(self.folder / "failures.json", json.dumps(reasons))
             self.evaluation.save(self.folder / "evaluation.safetensors")
-            self._saved = time.monotonic()
-
-    def finish(self) -> None:
-        if self.folder is not None and self.folder.exists():
-            for file in self.folder.iterdir():
-                file.unlink()
-            self.folder.rmdir()
+        except OutputError as error:
+            _LOG.warning("Scores can't be kept on the way (%s); a killed run will start anew.", error)
+            self.folder = None
 
 
 def _progress_folder(predictor: Predictor, samples: Sequence[Sample], options: object) -> Path:
     """Where the work on exactly these pictures by exactly this artifact is kept while it lasts."""
-    key = hashlib.sha256(predictor.header.to_json().encode())
+    key = hashlib.sha256(f"{__version__} {predictor.header.to_json()}".encode())
     for sample in samples:
         status = sample.path.stat() if sample.path.exists() else None
         key.update(repr((sample, status and (status.st_size, status.st_mtime_ns))).encode())

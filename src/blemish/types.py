@@ -85,6 +85,8 @@ class Batch:
     """(B, 3, H, W) float32 RGB in [0, 1]."""
     samples: Sequence[Sample]
     """B samples, in the order of `images`."""
+    sizes: Sequence[tuple[int, int]]
+    """(height, width) of each picture's file."""
 
 
 class Prediction(NamedTuple, Generic[Array]):
@@ -184,10 +186,14 @@ class Calibration:
         """The value that the whole map of a good part stays below, with the same promise."""
         return _conformal(self.map_maxima, max_false_reject).value
 
+    def __post_init__(self) -> None:
+        if not self.image_scores or not self.map_maxima:
+            raise ValueError("a calibration needs the score and the map maximum of one picture at least")
+
     @cached_property
     def middle(self) -> float:
-        """The median score of good parts."""
-        return self.image_scores[len(self.image_scores) // 2]
+        """The median score of good parts; of an even number, the lower one."""
+        return self.image_scores[(len(self.image_scores) - 1) // 2]
 
 
 @dataclass(frozen=True)
@@ -202,6 +208,10 @@ class Fitted:
     """The false-reject rate asked for."""
     learned_from: tuple[str, ...]
     """A digest of the contents of each training picture, sorted."""
+
+    def __post_init__(self) -> None:
+        if not self.calibrations:
+            raise ValueError("nothing is calibrated")
 
 
 def good_pictures_for(max_false_reject: float) -> int:
@@ -245,6 +255,13 @@ class Decider:
         """Map values above it belong to a predicted region."""
         return self.calibration.pixel_threshold(self.policy.max_false_reject)
 
+    def sentences(self) -> list[str]:
+        """What is promised, in words: of rejecting and, where there is a grey zone, of stopping at all."""
+        found = [self.reject.sentence()]
+        if self.review is not None:
+            found.append(f"to a person from {self.review.sentence()}")
+        return found
+
     @property
     def heat_span(self) -> tuple[float, float]:
         """The map values that heatmaps draw blue and red; the threshold of regions is in the middle."""
@@ -262,12 +279,13 @@ class Decider:
 
         Strictly increasing, so that it never makes two different scores equal as clipping would:
         0.5 + 0.5 z / (1 + |z|) with z the distance to the threshold, counted in distances from the
-        median good score to the threshold.
+        median good score to the threshold (but at least a twentieth of the threshold, where there are
+        few good scores).
         """
+        if math.isinf(image_score):
+            return float(image_score > 0)
         threshold = self.reject.value
-        scale = threshold - self.calibration.middle
-        if not scale > 0:
-            scale = max(abs(threshold), 1.0) * 1e-3
+        scale = max(threshold - self.calibration.middle, 0.05 * abs(threshold)) or 1.0
         z = (image_score - threshold) / scale
         return 0.5 + 0.5 * z / (1 + abs(z))
 

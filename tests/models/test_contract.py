@@ -47,7 +47,7 @@ def predictor(model: str, data: Dataset) -> Predictor:
 def batch(predictor: Predictor, data: Dataset) -> np.ndarray:
     from blemish.dataset import read_image
 
-    return np.stack([read_image(sample, predictor.preprocessing) for sample in data.test[:5]])
+    return np.stack([read_image(sample.path, predictor.preprocessing)[0] for sample in data.test[:5]])
 
 
 def test_finds_painted_blobs(predictor, data, model):
@@ -143,7 +143,8 @@ def test_presets_and_options(model):
 
 
 def test_paper_preset_builds(model):
-    blemish.create(model, preset="paper", backbone_weights="random", device="cpu")
+    detector = blemish.create(model, preset="paper", backbone_weights="random", device="cpu")
+    assert sum(parameter.numel() for parameter in detector.parameters()) > 1e6
 
 
 def test_saving_before_learning_is_refused(model, tmp_path):

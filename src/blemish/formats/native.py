@@ -30,11 +30,11 @@ def load(path: Path, device: str) -> Predictor:
     from blemish import detector as detectors
 
     kind = detectors.find(header.model)
-    config = from_plain(type(next(iter(kind.presets.values()))), header.config)
-    detector: Detector = kind(config, "random")
     try:
+        config = from_plain(type(next(iter(kind.presets.values()))), header.config)
+        detector: Detector = kind(config, "random")
         detector.restore(load_file(path))
-    except (RuntimeError, SafetensorError) as error:
+    except (RuntimeError, SafetensorError, TypeError, ValueError) as error:
         raise not_an_artifact(path) from error
     detector.fitted = header.fitted
     detector.to(detectors.choose_device(device)).train(mode=False)

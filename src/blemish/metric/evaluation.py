@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from blemish.errors import ConfigError, MetricError, not_among
+from blemish.files import replacing
 from blemish.metric.evidence import (
     COLUMNS,
     GROUPS,
@@ -275,11 +276,10 @@ class Evaluation:
             for index, key in enumerate(keys)
             for name, array in self._states[key].to_arrays().items()
         }
-        temporary = Path(f"{os.fspath(path)}.part")
         header = {**self._settings(), "states": keys}
         # One entry, because the order of several differs from run to run.
-        save_file(arrays, temporary, {_FORMAT: json.dumps(header)})
-        temporary.replace(path)
+        with replacing(Path(path)) as temporary:
+            save_file(arrays, temporary, {_FORMAT: json.dumps(header)})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Evaluation":

@@ -205,6 +205,8 @@ class Options:
             raise ConfigError(not_among("protocol", self.protocol, PROTOCOLS))
         if not 0 < self.aupro_limit <= 1:
             raise ConfigError(f"--aupro-limit is {self.aupro_limit}; expected more than 0 and at most 1, as 0.3.")
+        if self.resamples < 0:
+            raise ConfigError(f"--resamples is {self.resamples}; expected 0 (no intervals) or more, as 200.")
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ Source: Roth et al., "Towards Total Recall in Industrial Anomaly Detection", arX
 Learns in one pass and without gradients, which makes it the baseline everybody compares with.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -51,7 +52,7 @@ class PatchCoreConfig(DetectorConfig):
             raise ConfigError(f"--patch-stride is {self.patch_stride}; expected one of --strides {self.strides}.")
         if self.neighbourhood % 2 == 0:
             raise ConfigError(f"--neighbourhood is {self.neighbourhood}; expected an odd number.")
-        if self.blur < 0:
+        if not 0 <= self.blur < math.inf:
             raise ConfigError(f"--blur is {self.blur}; expected 0 (none) or more.")
 
 

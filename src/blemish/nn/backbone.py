@@ -140,7 +140,8 @@ def _build(name: str, strides: tuple[int, ...]) -> Any:
         raise ConfigError(
             not_among("backbone", name, (*EMBEDDED, "resnet18", "resnet34", "resnet50", "wide_resnet50_2"))
         )
-    whole: Any = timm.create_model(name, features_only=True)
+    with torch.device("meta"):  # only to see which strides there are
+        whole: Any = timm.create_model(name, features_only=True)
     available = whole.feature_info.reduction()
     if missing := sorted(set(strides) - set(available)):
         raise ConfigError(f"backbone {name} has no stride {missing[0]}; expected some of {available}.")

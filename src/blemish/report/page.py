@@ -39,7 +39,7 @@ from blemish.report.summary import (
     thresholds,
 )
 from blemish.scoring import Judged, Report, Scored, judge
-from blemish.types import Decider, Failure
+from blemish.types import Failure
 
 GALLERY = 8
 """Pictures that a gallery shows, at most; fewer when there are many categories."""
@@ -203,16 +203,16 @@ def _shots(report: Report, predictor: Predictor, rows: Sequence[Scored], categor
     policy = next((decider.policy for decider in report.deciders.values()), None)
     unread: list[Failure] = []  # their shots have no picture, and say so
     for judged in judge(predictor, [sample_of(report, row) for row in rows], unread, policy):
-        path, category = judged.scored.path, judged.sample.category
-        decider = report.deciders.get(category) or predictor.decider(category, policy)
-        picture, overlay = (_uri(drawn, limit) for drawn in _drawn(judged, decider))
+        path = judged.scored.path
+        picture, overlay = (_uri(drawn, limit) for drawn in _drawn(judged))
         height, width = images.read_size(judged.sample.path)
         shots[path] = replace(shots[path], picture=picture, overlay=overlay, aspect=f"{width} / {height}")
     return shots
 
 
-def _drawn(judged: Judged, decider: Decider) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def _drawn(judged: Judged) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """A picture as the detector saw it, and the same with heatmap and outlines, as (H, W, 3)."""
+    decider = judged.decider
     outlines = [(judged.anomaly_map > decider.pixel, _PREDICTED)]
     try:
         mask = read_mask(judged.sample, (judged.anomaly_map.shape[0], judged.anomaly_map.shape[1]))

@@ -114,7 +114,7 @@ def notes(report: Report) -> list[str]:
 
 def remarks(report: Report) -> list[str]:
     """Why metrics have no value, how the values came about, and what could not be read, a sentence or two each."""
-    lines = [*caveats(report.results), *_failures(report)]
+    lines = [*_learned(report), *caveats(report.results), *_failures(report)]
     if any(decider.review is not None for decider in report.deciders.values()) and "miss_rate" in report.results.mean:
         lines.append("miss_rate counts defective pictures sent to a person as passed.")
     return [printable(line) for line in lines]
@@ -128,6 +128,17 @@ def caveats(results: Results) -> list[str]:
         *_intervals(results),
         *_undefined(results),
         *results.notes,
+    ]
+
+
+def _learned(report: Report) -> list[str]:
+    """That the test set holds pictures of the training, if it does."""
+    if not report.learned:
+        return []
+    names = ", ".join(report.learned[:_NAMED])
+    return [
+        f"{len(report.learned)} good test pictures were learned from ({names}): the detector knows them, so what is "
+        "said of good pictures here is too good. Test on others."
     ]
 
 
