@@ -36,7 +36,7 @@ def test_commands_and_python_run(parts):
     for command in commands:
         assert cli.run(shlex.split(command)[1:]) == 0, command
     assert (parts / "report.html").exists()
-    assert (parts / "maps" / "predictions.jsonl").exists()
+    assert (parts / "found" / "predictions.jsonl").exists()
     for block in blocks("python"):
         exec(compile(block, "README.md", "exec"), {})  # noqa: S102 - our own text
 

@@ -433,7 +433,7 @@ def _fit(arguments: list[str]) -> int:
     say(f"Written: {given.fit.out} ({given.fit.out.stat().st_size / 1e6:.1f} MB)")
     has_test = any(sample.is_anomalous is not None for sample in data.test)
     score = f"score {given.fit.out} {given.data.data} --html report.html"
-    say(f"Next: blemish {score if has_test else f'predict {given.fit.out} NEW_PICTURES --out-dir maps'}")
+    say(f"Next: blemish {score if has_test else f'predict {given.fit.out} NEW_PICTURES --out-dir found'}")
     return report_failures(learner.failures)
 
 

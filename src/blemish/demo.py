@@ -61,7 +61,7 @@ Open {out_dir / "report.html"} in a browser: scores, curves, the worst mistakes 
 
 Now with your own pictures: put good parts into one folder, and type
   blemish fit patchcore FOLDER --out part.blemish
-  blemish predict part.blemish NEW_PICTURES --out-dir maps/
+  blemish predict part.blemish NEW_PICTURES --out-dir found
 With some defective ones beside them (FOLDER/train/good, FOLDER/test/good, FOLDER/test/scratch):
   blemish score part.blemish FOLDER --html report.html
 """
