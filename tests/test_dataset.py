@@ -20,9 +20,9 @@ from blemish.dataset import (
     read_batches,
     read_image,
     read_mask,
-    word,
 )
 from blemish.errors import ConfigError, DatasetError, ImageError
+from blemish.rows import word
 from blemish.types import Failure, Preprocessing, Sample
 from trees import BAD, GOOD, MASK, SIZE, SQUARE, TREES, grow, mvtec, picture, some
 

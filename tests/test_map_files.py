@@ -168,13 +168,15 @@ def test_masks_decide_in_the_reference_protocol(folders):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("map,mask,score\na.npy,,1\n", 'm.csv, line 2 has an unknown column "score"; expected map and, where known'),
-        ("mask\na.png\n", "line 2 has no map"),
-        ("map,label\na.npy,ok\n", 'line 2 has the label "ok"; expected good or defective'),
-        ("map,image_score\na.npy,high\n", 'line 2 has the image_score "high"; expected a number'),
+        ("map,mask,score\na.npy,,1\n", 'm.csv, row 1: no column named "score"'),
+        ("mask\na.png\n", "row 1: the columns are mask; expected .map. among them"),
+        ("map,label\na.npy,god\n", 'row 2: no label named "god". Did you mean "good"'),
+        ("map,label\n../a.npy,good\n", 'row 2: "../a.npy" leads out of'),
+        ("map,label\na.npy,good,1\n", "row 2: has 3 cells; expected 2"),
+        ("map,image_score\na.npy,high\n", 'row 2: the image_score is "high"; expected a number'),
         ("map,label\na.npy,good\na.npy,good\n", "a.npy: it is there twice; expected every path once.* 1 of 2"),
         ("map\na.npy\n", "a.npy: it has neither a label nor a mask"),
-        ("map,label\nabsent.npy,good\n", r"absent.npy: it can't be read"),
+        ("map,label\nabsent.npy,good\n", "row 2: there is no file .absent.npy."),
         ("map,label\n", "holds no maps"),
     ],
 )
@@ -188,7 +190,7 @@ def test_bad_manifests(tmp_path, text, message):
 def test_what_is_neither(tmp_path):
     (tmp_path / "m.jsonl").write_text("{")
     for arguments, message in (
-        ((tmp_path / "m.jsonl",), "can't be read as a manifest"),
+        ((tmp_path / "m.jsonl",), "expected one JSON object a line"),
         ((tmp_path / "m.jsonl", tmp_path), "leave out"),
         ((tmp_path,), "is not a manifest"),
         ((tmp_path, tmp_path / "absent"), "absent is not a folder"),

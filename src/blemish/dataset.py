@@ -235,15 +235,6 @@ def read_mask(sample: Sample, size: tuple[int, int]) -> images.Bools | None:
     return np.zeros(size, bool) if sample.is_anomalous is False else None
 
 
-def word(name: str) -> str:
-    """The name of a folder or label as the tables of words write it.
-
-    >>> word("Not OK")
-    'not_ok'
-    """
-    return name.strip().lower().replace("-", "_").replace(" ", "_")
-
-
 def subfolders(folder: Path) -> list[Path]:
     """The folders directly in `folder`, sorted by name, without hidden ones; none if it is not a folder."""
     try:

@@ -10,11 +10,8 @@ binary pictures or .npy of the same shape. Two ways to say which belong together
   (good or defective), `image_score`, `category`, `defect` and `part`. Paths are relative to it.
 """
 
-import csv
-import io
-import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,18 +21,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blemish import images
-from blemish.errors import MetricError
+from blemish.dataset import BAD_WORDS, GOOD_WORDS
+from blemish.errors import DatasetError, MetricError, not_among
 from blemish.metric import Evaluation, Mode, Options, PictureError, Results, refuse
 from blemish.progress import track
+from blemish.rows import Finder, Place, Row, read_rows, word
 from blemish.types import Sample
 
 _MAP_SUFFIXES = frozenset({".npy", ".png", ".tif", ".tiff"})
 _MASK_SUFFIXES = images.SUFFIXES | {".npy"}
 _COLUMNS = ("map", "mask", "label", "image_score", "category", "defect", "part")
 _LABELS: Mapping[str, bool | None] = {
-    **dict.fromkeys(("", "none", "null"), None),
-    **dict.fromkeys(("good", "normal", "0", "false"), False),
-    **dict.fromkeys(("defective", "anomalous", "bad", "1", "true"), True),
+    **dict.fromkeys(GOOD_WORDS | {"0", "false"}, False),
+    **dict.fromkeys(BAD_WORDS | {"1", "true"}, True),
+    **dict.fromkeys(("", "none", "null", "unknown"), None),
 }
 
 
@@ -181,47 +180,28 @@ def _by_key(folder: Path, suffixes: frozenset[str]) -> dict[Path, Path]:
 
 
 def _from_manifest(path: Path) -> list[MapFile]:
-    return [_from_row(row, path, number) for number, row in _rows(path)]
-
-
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Line number and fields of each line of a manifest."""
+    find = Finder(path.parent)
     try:
-        text = path.read_text("utf-8-sig")
-        if path.suffix.lower() == ".csv":
-            reader = csv.DictReader(io.StringIO(text))
-            yield from ((reader.line_num, {key: value or "" for key, value in row.items()}) for row in reader)
-            return
-        for number, line in enumerate(text.splitlines(), 1):
-            if line.strip():
-                fields = json.loads(line)
-                yield number, {key: "" if value is None else str(value) for key, value in fields.items()}
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, AttributeError, csv.Error) as error:
-        raise MetricError(
-            f"{path}: can't be read as a manifest ({error}); expected .csv with a header, or a JSON object a line."
-        ) from error
+        return [_from_row(row, find, place, path.stem) for place, row in read_rows(path, _COLUMNS)]
+    except DatasetError as error:
+        raise MetricError(str(error)) from error
 
 
-def _from_row(row: dict[str, str], manifest: Path, number: int) -> MapFile:
-    where = f"{manifest}, line {number}"
-    unknown = sorted(str(name) for name in row if name not in _COLUMNS)
-    if unknown or not row.get("map"):
-        problem = f'an unknown column "{unknown[0]}"' if unknown else "no map"
-        raise MetricError(f"{where} has {problem}; expected map and, where known, {', '.join(_COLUMNS[1:])}.")
-    label = row.get("label", "").strip().lower()
+def _from_row(row: Row, find: Finder, place: Place, category: str) -> MapFile:
+    label = word(row.get("label", ""))
     if label not in _LABELS:
-        raise MetricError(f'{where} has the label "{row["label"]}"; expected good or defective.')
+        raise MetricError(f"{place}: {not_among('label', label, _LABELS)}")
     try:
         score = float(row["image_score"]) if row.get("image_score") else None
     except ValueError as error:
-        raise MetricError(f'{where} has the image_score "{row["image_score"]}"; expected a number.') from error
+        raise MetricError(f'{place}: the image_score is "{row["image_score"]}"; expected a number.') from error
     sample = Sample(
-        path=manifest.parent / row["map"],
-        category=row.get("category") or manifest.stem,
+        path=find(row.get("map", ""), place),
+        category=row.get("category") or category,
         split="test",
         is_anomalous=_LABELS[label],
         defect=row.get("defect", ""),
-        masks=(manifest.parent / row["mask"],) if row.get("mask") else (),
+        masks=(find(row["mask"], place),) if row.get("mask") else (),
         part=row.get("part", ""),
     )
     return MapFile(sample, score)

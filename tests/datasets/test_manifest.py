@@ -197,7 +197,7 @@ def test_refusals(tmp_path: Path, text: str, message: str) -> None:
         ('{"path": "g0.png", "kind": "x"}\n', 'FILE, row 1: no column named "kind".'),
         ('{"path": {"a": 1}}\n', 'FILE, row 1: path is {"a": 1}; expected text.'),
         ('{"path": ["g0.png"]}\n', 'FILE, row 1: path is ["g0.png"]; expected text.'),
-        ('{"path": "g0.png", "label": 0.5}\n', "FILE, row 1: label is 0.5; expected text."),
+        ('{"path": "g0.png", "label": 0.5}\n', 'FILE, row 1: no label named "0.5".'),
         ('{"path": "g0.png", "label": true}\n', 'FILE, row 1: no label named "True".'),
         ("[" * 100_000, "FILE, row 1: "),
         ("\n", "FILE lists no pictures"),

@@ -26,9 +26,9 @@ from blemish.dataset import (
     masks_in,
     split_good,
     subfolders,
-    word,
 )
 from blemish.errors import DatasetError
+from blemish.rows import word
 from blemish.types import Sample, Split
 
 TITLE = "Folder of pictures"

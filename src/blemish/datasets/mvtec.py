@@ -21,7 +21,8 @@ The relatives differ by words, which the tables below hold:
 from pathlib import Path
 
 from blemish import images
-from blemish.dataset import GOOD_WORDS, MASK_FOLDERS, category_folder, category_names, masks_in, subfolders, word
+from blemish.dataset import GOOD_WORDS, MASK_FOLDERS, category_folder, category_names, masks_in, subfolders
+from blemish.rows import word
 from blemish.types import Sample, Split
 
 TITLE = "MVTec layout"
