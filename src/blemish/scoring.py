@@ -231,7 +231,6 @@ def score(
         )
     deciders = {category: predictor.decider(category, policy) for category in data.categories}
     thresholds = {category: decider.reject.value for category, decider in deciders.items()}
-    known = set(predictor.header.fitted.learned_from)
     return Report(
         header=predictor.header,
         sentences=data.sentences(),
@@ -240,13 +239,16 @@ def score(
         scored=[work.rows[str(sample.path)] for sample in samples if str(sample.path) in work.rows],
         failures=work.failures,
         samples={str(sample.path): sample for sample in samples},
-        learned=tuple(
-            str(sample.path)
-            for sample in samples
-            if not sample.is_anomalous and str(sample.path) in work.rows and digest(sample.path) in known
-        ),
+        learned=_learned(predictor, [sample for sample in samples if str(sample.path) in work.rows]),
         progress=work.folder,
     )
+
+
+def _learned(predictor: Predictor, samples: Sequence[Sample]) -> tuple[str, ...]:
+    """The good pictures among the samples whose content the detector was trained on."""
+    known = set(predictor.header.fitted.learned_from)
+    good = (sample.path for sample in samples if not sample.is_anomalous)
+    return tuple(str(path) for path in good if digest(path) in known)
 
 
 def forget(report: Report) -> None:
@@ -260,17 +262,19 @@ class _Work:
 
     def __init__(self, folder: Path | None, mode: Mode, intervals: bool) -> None:
         self.folder = folder
-        self.evaluation = Evaluation(mode, intervals=intervals)
-        self.rows: dict[str, Scored] = {}
-        self.failures: list[Failure] = []
-        self._saved = time.monotonic()
+        self._clear(mode, intervals)
         if folder is not None and (folder / "evaluation.safetensors").exists():
             try:
                 self._load(folder)
             except (BlemishError, OSError, ValueError, KeyError, TypeError):
                 _LOG.warning("The scores kept in %s can't be read; starting anew.", folder)
-                self.__init__(None, mode, intervals)  # type: ignore[misc]
-                self.folder = folder
+                self._clear(mode, intervals)
+
+    def _clear(self, mode: Mode, intervals: bool) -> None:
+        self.evaluation = Evaluation(mode, intervals=intervals)
+        self.rows: dict[str, Scored] = {}
+        self.failures: list[Failure] = []
+        self._saved = time.monotonic()
 
     def _load(self, folder: Path) -> None:
         self.evaluation = Evaluation.load(folder / "evaluation.safetensors")
