@@ -424,8 +424,10 @@ def _fit(arguments: list[str]) -> int:
     learner = detector.create(
         model, config=given.config, backbone_weights=given.fit.backbone_weights, device=given.fit.device
     )
+    learner.unfinished = given.fit.out.with_name(f"{given.fit.out.name}.unfinished")
     learner.fit(data, policy)
     artifact.save(learner, given.fit.out)
+    learner.unfinished.unlink(missing_ok=True)
     calibrations = artifact.read_header(given.fit.out).fitted.calibrations
     for category, calibration in calibrations.items():
         for sentence in Decider(calibration, policy).sentences():
