@@ -16,8 +16,7 @@ from rich.table import Table
 from tyro.conf import Positional, arg
 
 from blemish import __version__, options, registry
-from blemish.errors import BlemishError, ConfigError, DatasetError, not_among
-from blemish.types import Decider, Failure, Policy
+from blemish.types import Decider, Failure, Policy, Preprocessing
 
 if TYPE_CHECKING:
     from blemish.dataset import Dataset
@@ -34,6 +33,7 @@ Finds defects in pictures of manufactured parts: learns from good ones what good
   metrics MAPS MASKS                    evaluate anybody's anomaly maps
   inspect part.blemish                  what an artifact holds
   list models|datasets|metrics|formats|backbones
+  synthesize preview DATA               made defects to look at
   demo                                  the main job on small real data, offline
 
 Each has --help, and takes --config FILE.toml (option names and values) and --debug (tracebacks).
@@ -300,6 +300,42 @@ class List:
 
 
 @dataclass(frozen=True)
+class Synthesize:
+    """Look at the made defects that a detector is going to be taught."""
+
+    what: Positional[Literal["preview"]]
+    """preview: a contact sheet; below each picture its damage, outlined, and darker where none may lie."""
+    data: DataOptions
+    out: Path = Path("preview.png")
+    """The sheet, a PNG file."""
+    sources: str = "procedural,self,cutpaste"
+    """texture:DIR, sdas:DIR, self, cutpaste, procedural, perhaps with weights: self=2,procedural."""
+    foreground: Literal["auto", "paper", "whole"] = "auto"
+    """Where damage may lie."""
+    image_size: tuple[int, int] = (256, 256)
+    """Height and width that pictures are brought to."""
+    count: int = 24
+    """How many."""
+    seed: int = 0
+    """Another one makes other defects."""
+
+    def __call__(self) -> int:
+        """Makes the sheet."""
+        from blemish import images
+        from blemish.files import check_writable, write_bytes
+        from blemish.synthesis import pictures, preview
+
+        check_writable(self.out)
+        data, failures = self.data.open(seed=self.seed), list[Failure]()
+        data.require_train()
+        rule, _ = images.measure_intensity(sample.path for sample in data.train if images.is_deep(sample.path))
+        groups = pictures.read_groups(data.train, Preprocessing(self.image_size, rule), self.foreground, failures)
+        write_bytes(self.out, images.encode(preview.sheet(groups, self.sources, self.seed, self.count)))
+        say(f"Written: {self.out}")
+        return report_failures(failures)
+
+
+@dataclass(frozen=True)
 class Demo:
     """Do the main job on real pictures of solar cells, offline; needs blemish[demo]."""
 
@@ -322,6 +358,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "metrics": Metrics,
     "inspect": Inspect,
     "list": List,
+    "synthesize": Synthesize,
     "demo": Demo,
 }
 

@@ -118,6 +118,19 @@ def test_patterns_are_shares(pattern):
     assert 0 <= made.min() <= made.max() <= 1
 
 
+def test_only_what_changed_counts_as_damaged():
+    recipe = Recipe(sources=parse("cutpaste"), clean_share=0.0, least_change=8)
+    halves = np.zeros((1, 64, 64, 3), np.uint8)
+    halves[:, :, 32:] = 250
+    items = [recipe.item(halves, np.ones((1, 64, 64), bool), 0, (number,)) for number in range(20)]
+    for item in items:
+        changed = np.abs(item.damaged.astype(int) - item.clean).max(axis=2)
+        np.testing.assert_array_equal(item.mask, changed > 0)
+        assert changed[item.mask].min() >= 8
+        assert (item.damaged == item.damaged[:, :, :1]).all()  # grey stays grey
+    assert sum(item.mask.any() for item in items) == 20
+
+
 def test_weights_are_shares():
     recipe = Recipe(sources=parse("self=3,procedural=1"), clean_share=0.0)
     names = [recipe.item(PICTURES, EVERYWHERE, 0, (number,)).source for number in range(300)]

@@ -27,7 +27,7 @@ from torch.nn import functional as F  # noqa: N812 - the usual name
 
 from blemish.dataset import Dataset
 from blemish.detector import Detector, DetectorConfig, digest
-from blemish.errors import ConfigError, DatasetError
+from blemish.errors import ConfigError
 from blemish.nn.backbone import Backbone
 from blemish.nn.realnet import (
     Discriminator,
@@ -42,13 +42,11 @@ from blemish.nn.unet import GROUPS, HEAD_WIDTH, UNet
 from blemish.progress import bar
 from blemish.synthesis.foreground import Rule
 from blemish.synthesis.perlin import Recipe
-from blemish.synthesis.pictures import Damaged, Group, Pictures, read_groups
-from blemish.synthesis.sources import parse
+from blemish.synthesis.pictures import CHOOSE, TRAIN, VALIDATE, Damaged, Group, Pictures, read_groups
+from blemish.synthesis.sources import OFFLINE, parse
 from blemish.training import Outcome, Plan, Precision, Schedule, Unfinished, autocast, choose_precision, optimise
 from blemish.types import Prediction, Preprocessing
 
-TRAIN, CHOOSE, VALIDATE = range(3)
-"""What pictures are damaged for: each purpose has its own anomalies."""
 REMEMBERED_BYTES = 2e9
 """Features of good pictures are kept in memory up to this size, so that each is seen by the backbone once."""
 
@@ -83,7 +81,7 @@ class RealNetConfig(DetectorConfig):
     """Give the kept channels mean 0 and variance 1 on good pictures."""
     afs_batches: int = 16
     """Batches of damaged pictures that AFS looks at."""
-    sources: str = "procedural,self,cutpaste"
+    sources: str = OFFLINE
     """Where foreign content comes from, with weights: texture:DIR, sdas:DIR, self, cutpaste, procedural=2."""
     clean_share: float = 0.5
     """Share of training pictures that are not damaged."""
@@ -91,6 +89,8 @@ class RealNetConfig(DetectorConfig):
     """Where damage may lie: on the part (auto, or the paper's recipe for that category), or anywhere (whole)."""
     redraw_empty: bool = True
     """Draw masks anew when they are empty."""
+    least_change: int = 8
+    """Grey levels by which a pixel must change to count as damaged."""
     balance: bool = False
     """Take each category equally often."""
     focal: float = 0.0
@@ -214,6 +214,7 @@ class RealNet(Detector):
             standardise=False,
             afs_batches=64,
             redraw_empty=False,
+            least_change=0,
             batch_size=16,
             epochs=1000,
             evaluations=200,
@@ -265,8 +266,6 @@ class RealNet(Detector):
     def learn(self, data: Dataset, preprocessing: Preprocessing) -> None:
         """Chooses channels, then trains; the weights that find made defects on `data.validation` best are kept."""
         groups = read_groups(data.train, preprocessing, self.config.foreground, self.failures)
-        if not groups:
-            raise DatasetError(f"{data.root} has no good picture that can be read to learn from.")
         pictures = self._pictures(groups)
         plan = self.config.plan(len(pictures))
         self._choose_features(pictures)
@@ -301,6 +300,7 @@ class RealNet(Detector):
                 seed=config.seed,
                 clean_share=config.clean_share,
                 redraw_empty=config.redraw_empty,
+                least_change=config.least_change,
             )
             for group in groups
         ]

@@ -51,6 +51,9 @@ class Recipe:
     """Share of pictures that are left as they are."""
     redraw_empty: bool = True
     """Draw a mask anew when it is empty; the reference lets about one in twenty-three pass as damaged."""
+    least_change: int = 0
+    """Grey levels by which a pixel must change to count as damaged: where the foreign content happens to
+    look like the good picture, there is nothing to find. The reference has 0."""
 
     def item(
         self, pictures: Picture, foregrounds: Bools, index: int, key: Sequence[int], clean_share: float | None = None
@@ -68,15 +71,28 @@ class Recipe:
         clean = pictures[index]
         if draw.random() < (self.clean_share if clean_share is None else clean_share):
             return Item(clean, clean, np.zeros(clean.shape[:2], bool), "")
+        for _ in range(REDRAWS if self.redraw_empty else 1):
+            damaged, mask, name = self._damage(pictures, foregrounds, index, draw)
+            if mask.any():
+                break
+        return Item(damaged, clean, mask, name)
+
+    def _damage(
+        self, pictures: Picture, foregrounds: Bools, index: int, draw: np.random.Generator
+    ) -> tuple[Picture, Bools, str]:
+        """Picture number `index` damaged, where, and by which source."""
+        clean = pictures[index]
         weights = np.array([source.weight for source in self.sources])
         source = self.sources[draw.choice(len(weights), p=weights / weights.sum())]
         mask = perlin_mask(clean.shape[:2], draw) & foregrounds[index]
-        for _ in range(REDRAWS if self.redraw_empty else 0):
-            if mask.any():
-                break
-            mask = perlin_mask(clean.shape[:2], draw) & foregrounds[index]
         foreign = source.picture(pictures, index, draw)
-        return Item(blend(clean, foreign, mask, draw.uniform(*source.opacity)), clean, mask, source.name)
+        if (clean == clean[:, :, :1]).all():  # colour on a grey picture would give every defect away
+            foreign = np.repeat(cv2.cvtColor(foreign, cv2.COLOR_RGB2GRAY)[:, :, None], 3, axis=2)
+        damaged = blend(clean, foreign, mask, draw.uniform(*source.opacity))
+        if self.least_change:
+            mask &= cv2.absdiff(damaged, clean).max(axis=2) >= self.least_change
+            damaged = np.where(mask[:, :, None], damaged, clean)
+        return damaged, mask, source.name
 
 
 def perlin_noise(size: tuple[int, int], angles: Floats) -> Floats:

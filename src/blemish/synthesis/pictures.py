@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from blemish.dataset import read_batches
+from blemish.errors import DatasetError
 from blemish.images import Bools, Floats, Picture
 from blemish.progress import bar
 from blemish.synthesis.foreground import Rule, foreground
@@ -17,6 +18,8 @@ from blemish.synthesis.perlin import Item, Recipe
 from blemish.types import Failure, Preprocessing, Sample
 
 READ_AT_ONCE = 16
+TRAIN, CHOOSE, VALIDATE = range(3)
+"""What pictures are damaged for: each purpose has its own order and its own anomalies."""
 
 
 class Damaged(NamedTuple):
@@ -60,6 +63,10 @@ class Pictures:
     balance: bool = False
     """Whether each category comes equally often, however many pictures it has."""
 
+    def __post_init__(self) -> None:
+        if not self.groups:
+            raise DatasetError("none of the good pictures can be read; expected at least one to learn from.")
+
     def __len__(self) -> int:
         return sum(len(group.pictures) for group in self.groups)
 
@@ -72,15 +79,20 @@ class Pictures:
             purpose: Tells sequences apart: each has its own shuffling and its own anomalies.
             clean_share: Another share of undamaged pictures than the recipe's.
         """
-        items, numbers = [], []
-        for position in range(number * size, (number + 1) * size):
-            epoch, place = divmod(position, len(self))
-            which, index = self._order(purpose, epoch)[place]
-            group, recipe = self.groups[which], self.recipes[which]
-            key = (purpose, epoch, which)
-            items.append(recipe.item(group.pictures, group.foregrounds, index, key, clean_share))
-            numbers.append(sum(len(before.pictures) for before in self.groups[:which]) + index)
-        return Damaged.of(items, numbers)
+        found = [self.item(position, purpose, clean_share) for position in range(number * size, (number + 1) * size)]
+        starts = np.cumsum([0, *(len(group.pictures) for group in self.groups)])
+        start_of = {group.category: int(start) for group, start in zip(self.groups, starts, strict=False)}
+        return Damaged.of(
+            [item for item, _, _ in found], [start_of[group.category] + index for _, group, index in found]
+        )
+
+    def item(self, position: int, purpose: int, clean_share: float | None = None) -> tuple[Item, Group, int]:
+        """What stands at one position of the endless sequence, with the group and number of the good picture."""
+        epoch, place = divmod(position, len(self))
+        which, index = self._order(purpose, epoch)[place]
+        group = self.groups[which]
+        key = (purpose, epoch, which)
+        return self.recipes[which].item(group.pictures, group.foregrounds, index, key, clean_share), group, index
 
     def clean(self, size: int) -> Iterator[Tensor]:
         """All pictures as they are, in the order of their numbers, (B, H, W, 3) uint8 with at most `size` at a time."""

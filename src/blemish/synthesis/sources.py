@@ -26,6 +26,8 @@ from blemish import images
 from blemish.errors import ConfigError, DatasetError, ImageError, not_among
 from blemish.images import Picture
 
+OFFLINE = "procedural,self,cutpaste"
+"""Sources that need nothing but the good pictures."""
 Draw = np.random.Generator
 Give = Callable[[Picture, int, Draw], Picture]
 
