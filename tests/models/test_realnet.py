@@ -6,7 +6,7 @@ from torch import Tensor
 
 import blemish
 import textures
-from blemish import detector
+from blemish import cli, detector
 from blemish.errors import ConfigError, DatasetError
 from blemish.models.realnet import Network, RealNet, RealNetConfig, average_precision
 from blemish.nn.realnet import image_score, segmentation_loss
@@ -185,6 +185,25 @@ def test_a_killed_fit_goes_on_to_the_same_weights(tmp_path, monkeypatch):
     for name, value in whole.state_dict().items():
         torch.testing.assert_close(resumed.state_dict()[name], value, rtol=0, atol=0)
     assert resumed.fitted == whole.fitted
+
+
+def test_the_command_line_keeps_a_killed_fit_beside_the_artifact(tmp_path, monkeypatch):
+    root, out = textures.write(tmp_path, train=4, test=1), tmp_path / "part.blemish"
+    unfinished = tmp_path / "part.blemish.unfinished"
+    words = ["fit", "realnet", str(root), "--out", str(out), "--preset", "tiny", "--steps", "2"]
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("blemish.artifact.save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            cli.run(words)
+    assert unfinished.exists()
+    monkeypatch.setattr(RealNet, "_loss", killed)  # nothing is left to learn
+    assert cli.run(words) == 0
+    assert out.exists()
+    assert not unfinished.exists()
 
 
 def test_channels_are_chosen_and_their_losses_kept(tmp_path):
