@@ -220,7 +220,7 @@ class RealNet(Detector):
             evaluations=200,
         ),
         "small": RealNetConfig(
-            batch_size=16, steps=1000, learning_rate=1e-3, schedule="cosine", clip=1.0, map_values="surprise"
+            steps=800, learning_rate=1e-3, schedule="cosine", clip=1.0, evaluations=5, map_values="surprise", width=1.0
         ),
         "tiny": RealNetConfig(
             image_size=(64, 64),
