@@ -19,6 +19,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import islice
 from typing import ClassVar, Literal
 
 import torch
@@ -49,6 +50,10 @@ from blemish.types import Prediction, Preprocessing
 
 REMEMBERED_BYTES = 2e9
 """Features of good pictures are kept in memory up to this size, so that each is seen by the backbone once."""
+
+
+VALIDATED = 32
+"""Damaged pictures that weights are judged on, however few were held out: three would be a lottery."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,11 +148,11 @@ class RealNetConfig(DetectorConfig):
             if not getattr(self, name):
                 raise ConfigError(f"--{name.replace('_', '-')} is {getattr(self, name)!r}; expected more than nothing.")
 
-    @property
-    def multiple(self) -> int:
-        """Sides of a picture are padded to a multiple of this."""
+    def padding(self, size: Sequence[int]) -> tuple[int, int, int, int]:
+        """What to add left, right, above and below to a picture of `size`, so that all maps can be halved evenly."""
         halvings = 2 if self.reconstruction == "simple" else len(self.multipliers) - 1
-        return math.lcm(*self.strides, *(block * 2**halvings for block in self.blocks))
+        multiple = math.lcm(*self.strides, *(block * 2**halvings for block in self.blocks))
+        return 0, -size[1] % multiple, 0, -size[0] % multiple
 
     def plan(self, pictures: int) -> Plan:
         """How to train on so many pictures.
@@ -284,8 +289,7 @@ class RealNet(Detector):
         map is cut back.
         """
         height, width = image.shape[-2:]
-        down, across = -height % self.config.multiple, -width % self.config.multiple
-        padded = F.pad(image, (0, across, 0, down), mode="replicate") if down or across else image
+        padded = F.pad(image, self.config.padding((height, width)), mode="replicate")
         logits, _ = self.network(self.features(self.backbone(padded)), padded.shape[-2:])
         odds = (logits[:, 1] - logits[:, 0])[:, :height, :width]
         anomaly_map = odds.sigmoid() if self.config.map_values == "probability" else F.softplus(odds)
@@ -312,10 +316,10 @@ class RealNet(Detector):
     def _see(self, pictures: Tensor) -> list[Tensor]:
         """Features of pictures (B, H, W, 3) uint8, as the backbone gives them; without gradients."""
         image = pictures.to(self.device).permute(0, 3, 1, 2).float() / 255
-        height, width = image.shape[-2:]
-        down, across = -height % self.config.multiple, -width % self.config.multiple
         with torch.no_grad():
-            features: list[Tensor] = self.backbone(F.pad(image, (0, across, 0, down), mode="replicate"))
+            features: list[Tensor] = self.backbone(
+                F.pad(image, self.config.padding(image.shape[-2:]), mode="replicate")
+            )
         return features
 
     def _choose_features(self, pictures: Pictures) -> None:
@@ -372,9 +376,7 @@ class RealNet(Detector):
         ]
 
     def _padded(self, mask: Tensor) -> Tensor:
-        height, width = mask.shape[-2:]
-        sides = (0, -width % self.config.multiple, 0, -height % self.config.multiple)
-        return F.pad(mask.to(self.device), sides)
+        return F.pad(mask.to(self.device), self.config.padding(mask.shape[-2:]))
 
     def _loss(self, batch: Damaged) -> dict[str, Tensor]:
         """Cross-entropy of damaged pixels, and distance of restored features from good ones (section 3.5)."""
@@ -396,17 +398,18 @@ class RealNet(Detector):
 
     def _validate(self, pictures: Pictures) -> float:
         """Mean of the AP of pixels and the AP of pictures, on good pictures with and without made defects."""
+        some = range(VALIDATED // 8)
+        damaged = [pictures.batch(number, 8, VALIDATE, 0.0) for number in some]
+        clean = list(islice(pictures.clean(8), len(some)))
+        shown = [(batch.damaged, batch.mask) for batch in damaged]
+        shown += [(good, torch.zeros(len(good), 1, *good.shape[1:3], dtype=torch.bool)) for good in clean]
         maps, masks, scores, labels = [], [], [], []
-        count = min(len(pictures), 32)
-        for number in range(count):
-            batch = pictures.batch(number, 1, VALIDATE, 0.0)
-            both = torch.cat([batch.clean, batch.damaged]).to(self.device).permute(0, 3, 1, 2).float() / 255
-            anomaly_map, score = self(both)
+        for picture, mask in shown:
+            anomaly_map, score = self(picture.to(self.device).permute(0, 3, 1, 2).float() / 255)
             maps.append(anomaly_map.flatten())
             scores.append(score)
-            truth = torch.cat([torch.zeros_like(batch.mask), batch.mask])
-            masks.append(truth.flatten())
-            labels.append(truth.flatten(1).any(1))
+            masks.append(mask.flatten())
+            labels.append(mask.flatten(1).any(1))
         by_pixel = average_precision(torch.cat(maps), torch.cat(masks).to(self.device))
         by_picture = average_precision(torch.cat(scores), torch.cat(labels).to(self.device))
         return (by_pixel + by_picture) / 2
