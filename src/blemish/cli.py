@@ -16,7 +16,8 @@ from rich.table import Table
 from tyro.conf import Positional, arg
 
 from blemish import __version__, options, registry
-from blemish.types import Decider, Failure, Policy, Preprocessing
+from blemish.errors import BlemishError, ConfigError, DatasetError, not_among
+from blemish.types import Decider, Failure, Policy
 
 if TYPE_CHECKING:
     from blemish.dataset import Dataset
@@ -309,28 +310,19 @@ class Synthesize:
     out: Path = Path("preview.png")
     """The sheet, a PNG file."""
     sources: str = "procedural,self,cutpaste"
-    """texture:DIR, sdas:DIR, self, cutpaste, procedural, perhaps with weights: self=2,procedural."""
+    """texture:DIR, sdas:DIR, self, cutpaste, procedural; perhaps with weights: self=2,procedural."""
     foreground: Literal["auto", "paper", "whole"] = "auto"
     """Where damage may lie."""
     image_size: tuple[int, int] = (256, 256)
     """Height and width that pictures are brought to."""
     count: int = 24
     """How many."""
-    seed: int = 0
-    """Another one makes other defects."""
 
     def __call__(self) -> int:
         """Makes the sheet."""
-        from blemish import images
-        from blemish.files import check_writable, write_bytes
-        from blemish.synthesis import pictures, preview
+        from blemish.synthesis import preview
 
-        check_writable(self.out)
-        data, failures = self.data.open(seed=self.seed), list[Failure]()
-        data.require_train()
-        rule, _ = images.measure_intensity(sample.path for sample in data.train if images.is_deep(sample.path))
-        groups = pictures.read_groups(data.train, Preprocessing(self.image_size, rule), self.foreground, failures)
-        write_bytes(self.out, images.encode(preview.sheet(groups, self.sources, self.seed, self.count)))
+        failures = preview.write(self.out, self.data.open(), self.sources, self.foreground, self.image_size, self.count)
         say(f"Written: {self.out}")
         return report_failures(failures)
 

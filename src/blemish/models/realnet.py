@@ -26,8 +26,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the usual name
 
-from blemish.dataset import Dataset
-from blemish.detector import Detector, DetectorConfig, digest
+from blemish.dataset import Dataset, digest
+from blemish.detector import Detector, DetectorConfig
 from blemish.errors import ConfigError
 from blemish.nn.backbone import Backbone
 from blemish.nn.realnet import (
@@ -415,7 +415,7 @@ class RealNet(Detector):
         return (by_pixel + by_picture) / 2
 
     def _fingerprint(self, data: Dataset) -> str:
-        learned_from = sorted(digest(sample) for sample in data.train)
+        learned_from = sorted(digest(sample.path) for sample in data.train)
         known = json.dumps([asdict(self.config), learned_from])
         return hashlib.sha256(known.encode()).hexdigest()
 

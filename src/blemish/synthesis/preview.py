@@ -1,20 +1,44 @@
 """A contact sheet of made defects: what a detector is going to be taught, for a person to look at."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import cv2
 import numpy as np
 
+from blemish import images
+from blemish.dataset import Dataset
 from blemish.errors import ConfigError
+from blemish.files import check_writable, write_bytes
 from blemish.images import Picture
+from blemish.synthesis.foreground import Rule
 from blemish.synthesis.perlin import Item, Recipe
-from blemish.synthesis.pictures import TRAIN, Group, Pictures
+from blemish.synthesis.pictures import TRAIN, Group, Pictures, read_groups
 from blemish.synthesis.sources import parse
+from blemish.types import Failure, Preprocessing
 
 GAP = 4
 """White pixels between pictures."""
 OUTLINE, BACKGROUND = (255, 40, 40), 0.45
 """Colour around what was damaged, and how dark that is drawn where no damage may lie."""
+
+
+def write(
+    path: Path, data: Dataset, sources: str, rule: Rule, image_size: tuple[int, int], count: int
+) -> list[Failure]:
+    """Writes the sheet of a dataset's training pictures; those that could not be read are given back.
+
+    Raises:
+        DatasetError: there are no good pictures, or no source.
+        OutputError: the file can't be written.
+    """
+    check_writable(path)
+    data.require_train()
+    failures: list[Failure] = []
+    intensity, _ = images.measure_intensity(sample.path for sample in data.train if images.is_deep(sample.path))
+    groups = read_groups(data.train, Preprocessing(image_size, intensity), rule, failures)
+    write_bytes(path, images.encode(sheet(groups, sources, count=count)))
+    return failures
 
 
 def sheet(groups: Sequence[Group], sources: str, seed: int = 0, count: int = 24) -> Picture:
