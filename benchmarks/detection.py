@@ -1,6 +1,7 @@
 """A model on every category of a folder: accuracy, time and memory, one process a category.
 
     python benchmarks/detection.py DATA [--model patchcore] [--preset small] [--seed 0] [--categories a,b]
+        [--config '{"minutes": 8}']
 
 Prints a table: image AUROC, pixel AUROC, pixel AP, AUPRO, FPR at 95 % TPR, seconds to fit, milliseconds
 a picture to score (reading, metrics and all), and peak memory of the whole process.
@@ -14,19 +15,20 @@ import sys
 import time
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 METRICS = ("image_auroc", "pixel_auroc", "pixel_ap", "aupro", "fpr_at_95_tpr")
 
 
-def measure(data_root: str, category: str, model: str, preset: str, seed: int) -> dict[str, float]:
+def measure(data_root: str, category: str, model: str, preset: str, config: dict[str, Any]) -> dict[str, float]:
     """Fits and scores one category in this process."""
     import tempfile
 
     import blemish
 
-    data = blemish.open_dataset("auto", data_root, category=category, seed=seed)
+    data = blemish.open_dataset("auto", data_root, category=category, seed=config["seed"])
     start = time.perf_counter()
-    detector = blemish.create(model, preset=preset, config={"seed": seed}).fit(data)
+    detector = blemish.create(model, preset=preset, config=config).fit(data)
     fitted = time.perf_counter()
     fit_memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with tempfile.TemporaryDirectory() as folder:
@@ -53,10 +55,12 @@ def main() -> None:
     parser.add_argument("--preset", default="small")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--categories", default="")
+    parser.add_argument("--config", default="{}", help="fields in which the configuration differs, as JSON")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    config = {**json.loads(options.config), "seed": options.seed}
     if options.one:
-        print(json.dumps(measure(options.data, options.one, options.model, options.preset, options.seed)))
+        print(json.dumps(measure(options.data, options.one, options.model, options.preset, config)))
         return
     import blemish
 
@@ -68,7 +72,16 @@ def main() -> None:
     rows: list[dict[str, float]] = []
     for name in names:
         command = [sys.executable, str(Path(__file__)), options.data, "--one", name]
-        command += ["--model", options.model, "--preset", options.preset, "--seed", str(options.seed)]
+        command += [
+            "--model",
+            options.model,
+            "--preset",
+            options.preset,
+            "--seed",
+            str(options.seed),
+            "--config",
+            options.config,
+        ]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         rows.append(json.loads(done.stdout.splitlines()[-1]))
         print(f"| {name} | " + " | ".join(_cell(rows[-1], column) for column in columns) + " |", flush=True)

@@ -34,6 +34,7 @@ Finds defects in pictures of manufactured parts: learns from good ones what good
   metrics MAPS MASKS                    evaluate anybody's anomaly maps
   inspect part.blemish                  what an artifact holds
   list models|datasets|metrics|formats|backbones
+  synthesize preview DATA               made defects to look at
   demo                                  the main job on small real data, offline
 
 Each has --help, and takes --config FILE.toml (option names and values) and --debug (tracebacks).
@@ -300,6 +301,33 @@ class List:
 
 
 @dataclass(frozen=True)
+class Synthesize:
+    """Look at the made defects that a detector is going to be taught."""
+
+    what: Positional[Literal["preview"]]
+    """preview: a contact sheet; below each picture its damage, outlined, and darker where none may lie."""
+    data: DataOptions
+    out: Path = Path("preview.png")
+    """The sheet, a PNG file."""
+    sources: str = "procedural,self,cutpaste"
+    """texture:DIR, sdas:DIR, self, cutpaste, procedural; perhaps with weights: self=2,procedural."""
+    foreground: Literal["auto", "paper", "whole"] = "auto"
+    """Where damage may lie."""
+    image_size: tuple[int, int] = (256, 256)
+    """Height and width that pictures are brought to."""
+    count: int = 24
+    """How many."""
+
+    def __call__(self) -> int:
+        """Makes the sheet."""
+        from blemish.synthesis import preview
+
+        failures = preview.write(self.out, self.data.open(), self.sources, self.foreground, self.image_size, self.count)
+        say(f"Written: {self.out}")
+        return report_failures(failures)
+
+
+@dataclass(frozen=True)
 class Demo:
     """Do the main job on real pictures of solar cells, offline; needs blemish[demo]."""
 
@@ -322,6 +350,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "metrics": Metrics,
     "inspect": Inspect,
     "list": List,
+    "synthesize": Synthesize,
     "demo": Demo,
 }
 
@@ -424,8 +453,10 @@ def _fit(arguments: list[str]) -> int:
     learner = detector.create(
         model, config=given.config, backbone_weights=given.fit.backbone_weights, device=given.fit.device
     )
+    learner.unfinished = given.fit.out.with_name(f"{given.fit.out.name}.unfinished")
     learner.fit(data, policy)
     artifact.save(learner, given.fit.out)
+    learner.unfinished.unlink(missing_ok=True)
     calibrations = artifact.read_header(given.fit.out).fitted.calibrations
     for category, calibration in calibrations.items():
         for sentence in Decider(calibration, policy).sentences():

@@ -9,6 +9,7 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -61,6 +62,8 @@ class Detector(nn.Module, ABC):
         self.fitted: Fitted | None = None
         self.failures: list[Failure] = []
         """Pictures that `fit` could not use."""
+        self.unfinished: Path | None = None
+        """File that a long `learn` keeps its state in, so that a killed one goes on from there; None: nowhere."""
 
     @abstractmethod
     def learn(self, data: Dataset, preprocessing: Preprocessing) -> None:

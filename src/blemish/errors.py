@@ -5,6 +5,7 @@
     ├── DatasetError     a folder or manifest that is not what was expected
     ├── ImageError       a picture or mask that can't be read or used
     ├── ShapeError       an array of the wrong shape, type or range
+    ├── TrainingError    learning that can't go on: a loss that is not a number
     ├── MetricError      scores, maps and masks that can't be evaluated together
     ├── ArtifactError    a saved detector that can't be read
     └── OutputError      a file or folder that can't be written
@@ -35,6 +36,10 @@ class ImageError(BlemishError):
 
 class ShapeError(BlemishError):
     """An array of the wrong shape, type or range."""
+
+
+class TrainingError(BlemishError):
+    """Learning that can't go on: a loss that is not a number."""
 
 
 class MetricError(BlemishError):

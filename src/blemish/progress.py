@@ -37,6 +37,10 @@ class Bar:
         """Moves the bar on by `steps`."""
         self._progress.advance(self._id, steps)
 
+    def describe(self, text: str) -> None:
+        """Puts `text` in front of the bar."""
+        self._progress.update(self._id, description=text)
+
 
 @contextmanager
 def bar(description: str, total: int) -> Iterator[Bar]:

@@ -1,0 +1,448 @@
+"""RealNet: reconstructs features of damaged pictures and learns where the residuals show damage.
+
+Source: Zhang et al., "RealNet: A Feature Selection Network with Realistic Synthetic Anomaly for
+Anomaly Detection", arXiv 2403.05897.
+
+Good pictures are damaged (`synthesis/`), a frozen backbone sees them, AFS keeps the channels that
+show the damage best, one reconstruction network for each block restores the good features, RRS
+picks the residuals that stand out, and a discriminator marks damaged pixels.
+
+Preset "paper" is the reference, down to what is odd in it; "small" differs where that is better:
+standardised features (so that no stage drowns the others), a falling learning rate, running means
+that remember more than one batch, empty masks drawn anew. In both, the weights are chosen on
+held-out good pictures with made defects; the reference chooses them on the test set.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import islice
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - the usual name
+
+from blemish.dataset import Dataset, digest
+from blemish.detector import Detector, DetectorConfig
+from blemish.errors import ConfigError
+from blemish.nn.backbone import Backbone
+from blemish.nn.realnet import (
+    Discriminator,
+    FeatureSelection,
+    ResidualSelection,
+    Simple,
+    image_score,
+    segmentation_loss,
+    selection_losses,
+)
+from blemish.nn.unet import GROUPS, HEAD_WIDTH, UNet
+from blemish.progress import bar
+from blemish.synthesis.foreground import Rule
+from blemish.synthesis.perlin import Recipe
+from blemish.synthesis.pictures import CHOOSE, TRAIN, VALIDATE, Damaged, Group, Pictures, read_groups
+from blemish.synthesis.sources import OFFLINE, parse
+from blemish.training import Outcome, Plan, Precision, Schedule, Unfinished, autocast, choose_precision, optimise
+from blemish.types import Prediction, Preprocessing
+
+REMEMBERED_BYTES = 2e9
+"""Features of good pictures are kept in memory up to this size, so that each is seen by the backbone once."""
+
+
+VALIDATED = 32
+"""Damaged pictures that weights are judged on, however few were held out: three would be a lottery."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RealNetConfig(DetectorConfig):
+    """What can be chosen for RealNet."""
+
+    strides: tuple[int, ...] = (4, 8, 16)
+    """Stages of the backbone that are used, by their stride in pixels."""
+    planes: tuple[int, ...] = (24, 40, 64)
+    """Channels kept of each stage (AFS)."""
+    blocks: tuple[int, ...] = (8, 8, 16)
+    """Stride of the block that each stage goes to; stages of one block are reconstructed together."""
+    reconstruction: Literal["unet", "simple"] = "unet"
+    """simple: the variant for one model of many categories."""
+    width: float = 0.5
+    """Channels of a reconstruction network at full size, as a share of its block's."""
+    multipliers: tuple[int, ...] = (1, 2)
+    """Its width at each level, in multiples; each level halves the size."""
+    attention: tuple[int, ...] = (2,)
+    """Its levels with attention, by the factor that they are smaller."""
+    maxima: int = 32
+    """Residual channels picked by their maximum (RRS)."""
+    means: int = 32
+    """Residual channels picked by their mean (RRS)."""
+    discriminator: tuple[int, int, int, int] = (64, 32, 32, 16)
+    """Channels between the layers of the discriminator."""
+    momentum: float = 0.1
+    """Weight of a new batch in the running statistics that RRS ranks with."""
+    standardise: bool = True
+    """Give the kept channels mean 0 and variance 1 on good pictures."""
+    afs_batches: int = 16
+    """Batches of damaged pictures that AFS looks at."""
+    sources: str = OFFLINE
+    """Where foreign content comes from, with weights: texture:DIR, sdas:DIR, self, cutpaste, procedural=2."""
+    clean_share: float = 0.5
+    """Share of training pictures that are not damaged."""
+    foreground: Rule = "auto"
+    """Where damage may lie: on the part (auto, or the paper's recipe for that category), or anywhere (whole)."""
+    redraw_empty: bool = True
+    """Draw masks anew when they are empty."""
+    least_change: int = 8
+    """Grey levels by which a pixel must change to count as damaged."""
+    balance: bool = False
+    """Take each category equally often."""
+    focal: float = 0.0
+    """Exponent of the focal loss; 0 for plain cross-entropy."""
+    detach: bool = False
+    """Keep the segmentation loss from changing the reconstruction."""
+    map_values: Literal["probability", "surprise"] = "probability"
+    """Of damage, p; or -log(1 - p), which ranks alike but tells apart what is nearly certain."""
+    score_window: int = 16
+    """Side of the square whose highest mean is the image score, in pixels of a picture of 256."""
+    steps: int | None = None
+    """Batches to learn from, at most."""
+    epochs: float | None = None
+    """Times to see each picture, at most."""
+    minutes: float | None = None
+    """Time to learn for, at most."""
+    learning_rate: float = 1e-4
+    """Of Adam."""
+    schedule: Schedule = "constant"
+    """Keep the learning rate, or let it fall to 0 (cosine)."""
+    clip: float | None = None
+    """Largest norm of gradients."""
+    precision: Precision = "auto"
+    """float32 or bfloat16; auto: bfloat16 where the processor is made for it."""
+    evaluations: int = 10
+    """How often the weights are judged on held-out good pictures with made defects."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not len(self.strides) == len(self.planes) == len(self.blocks) > 0:
+            raise ConfigError(
+                f"--strides {self.strides}, --planes {self.planes} and --blocks {self.blocks} differ in number; "
+                "expected one of each for each stage."
+            )
+        if max(self.maxima, self.means) > sum(self.planes) or min(self.maxima, self.means) < 0:
+            raise ConfigError(
+                f"--maxima is {self.maxima} and --means {self.means}; expected at most the {sum(self.planes)} "
+                "channels that --planes keeps."
+            )
+        if not self.maxima + self.means:
+            raise ConfigError("--maxima and --means are both 0; expected at least one residual channel to look at.")
+        if self.reconstruction == "unet":
+            bad = [factor for factor in self.attention if factor not in (2**n for n in range(len(self.multipliers)))]
+            if bad or not self.multipliers:
+                raise ConfigError(
+                    f"--attention is {self.attention}; expected factors among the levels of --multipliers, "
+                    f"{tuple(2**n for n in range(len(self.multipliers)))}."
+                )
+        for name in ("sources", "score_window", "afs_batches"):
+            if not getattr(self, name):
+                raise ConfigError(f"--{name.replace('_', '-')} is {getattr(self, name)!r}; expected more than nothing.")
+
+    def padding(self, size: Sequence[int]) -> tuple[int, int, int, int]:
+        """What to add left, right, above and below to a picture of `size`, so that all maps can be halved evenly."""
+        halvings = 2 if self.reconstruction == "simple" else len(self.multipliers) - 1
+        multiple = math.lcm(*self.strides, *(block * 2**halvings for block in self.blocks))
+        return 0, -size[1] % multiple, 0, -size[0] % multiple
+
+    def plan(self, pictures: int) -> Plan:
+        """How to train on so many pictures.
+
+        Raises:
+            ConfigError: no budget, or values that make no sense.
+        """
+        by_epochs = None if self.epochs is None else max(1, math.ceil(self.epochs * pictures / self.batch_size))
+        steps = min((steps for steps in (self.steps, by_epochs) if steps is not None), default=None)
+        return Plan(
+            steps=steps,
+            minutes=self.minutes,
+            learning_rate=self.learning_rate,
+            schedule=self.schedule,
+            clip=self.clip,
+            precision=self.precision,
+            evaluations=self.evaluations,
+        )
+
+
+class Network(nn.Module):
+    """What is trained: reconstruction, selection of residuals, discriminator."""
+
+    def __init__(self, config: RealNetConfig, widths: Sequence[int]) -> None:
+        super().__init__()
+        self.detach = config.detach
+        self.reconstruction = nn.ModuleList(_reconstruction(config, width) for width in widths)
+        self.selection = ResidualSelection(sum(widths), config.maxima, config.means, config.momentum)
+        self.discriminator = Discriminator(config.maxima + config.means, config.discriminator)
+
+    def forward(self, features: Sequence[Tensor], size: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+        """Logits (B, 2, *size), and the reconstruction of each block's features."""
+        restored = [restore(feature) for restore, feature in zip(self.reconstruction, features, strict=True)]
+        residuals = [
+            (feature - (made.detach() if self.detach else made)).square()
+            for feature, made in zip(features, restored, strict=True)
+        ]
+        finest = residuals[0].shape[-2:]
+        aligned = [
+            residual
+            if residual.shape[-2:] == finest
+            else F.interpolate(residual, size=finest, mode="bilinear", align_corners=True)
+            for residual in residuals
+        ]
+        return self.discriminator(self.selection(torch.cat(aligned, dim=1)), size), restored
+
+
+class RealNet(Detector):
+    """The detector; see the module's docstring."""
+
+    config: RealNetConfig
+    presets: ClassVar[Mapping[str, DetectorConfig]] = {
+        "paper": RealNetConfig(
+            backbone="wide_resnet50_2.racm_in1k",
+            strides=(4, 8, 16, 32),
+            planes=(256, 512, 512, 256),
+            blocks=(4, 8, 16, 32),
+            multipliers=(1, 2, 4),
+            attention=(2, 4),
+            maxima=256,
+            means=256,
+            discriminator=(128, 32, 8, 4),
+            momentum=0.9,
+            standardise=False,
+            afs_batches=64,
+            redraw_empty=False,
+            least_change=0,
+            batch_size=16,
+            epochs=1000,
+            evaluations=200,
+        ),
+        "small": RealNetConfig(
+            steps=800, learning_rate=1e-3, schedule="cosine", clip=1.0, evaluations=5, map_values="surprise", width=1.0
+        ),
+        "tiny": RealNetConfig(
+            image_size=(64, 64),
+            strides=(4, 8),
+            planes=(24, 40),
+            blocks=(4, 8),
+            maxima=16,
+            means=16,
+            reconstruction="simple",
+            clean_share=0.2,
+            afs_batches=2,
+            steps=60,
+            evaluations=3,
+            learning_rate=2e-3,
+            schedule="cosine",
+            clip=1.0,
+            map_values="surprise",
+        ),
+    }
+
+    def __init__(self, config: RealNetConfig, backbone_weights: str = "default") -> None:
+        super().__init__(config)
+        self.backbone = Backbone(config.backbone, config.strides, backbone_weights).requires_grad_(False)
+        for kept, available in zip(config.planes, self.backbone.channels, strict=True):
+            if not 0 < kept <= available:
+                raise ConfigError(
+                    f"--planes is {config.planes}; expected at most what the backbone has: {self.backbone.channels}."
+                )
+        self.features = FeatureSelection(self.backbone.channels, config.strides, config.planes, config.blocks)
+        self.network = Network(config, self.features.widths)
+        self.to(memory_format=torch.channels_last)
+        self.good: list[Tensor] = []
+        """Features of good pictures, while learning."""
+        self.outcome: Outcome | None = None
+        """What the last training came to."""
+
+    def train(self, mode: bool = True) -> "RealNet":
+        """Switches the trained part; the backbone stays as it is."""
+        super().train(mode)
+        self.backbone.eval()
+        return self
+
+    def learn(self, data: Dataset, preprocessing: Preprocessing) -> None:
+        """Chooses channels, then trains; the weights that find made defects on `data.validation` best are kept."""
+        groups = read_groups(data.train, preprocessing, self.config.foreground, self.failures)
+        pictures = self._pictures(groups)
+        plan = self.config.plan(len(pictures))
+        self._choose_features(pictures)
+        self.good = self._remember(pictures)
+        held_out = read_groups(data.validation, preprocessing, self.config.foreground, [])
+        validate = partial(self._validate, self._pictures(held_out)) if held_out else None
+        unfinished = None if self.unfinished is None else Unfinished(self.unfinished, self._fingerprint(data))
+        batches = partial(self._batch, pictures)
+        self.outcome = optimise(self._loss, self.network, batches, plan, validate, unfinished)
+        self.good = []
+
+    def forward(self, image: Tensor) -> Prediction[Tensor]:
+        """How surely each pixel is damaged, and the highest mean of that over a square window (section 3.5).
+
+        Sides that the networks can't halve often enough are padded by repeating the border; the
+        map is cut back.
+        """
+        height, width = image.shape[-2:]
+        padded = F.pad(image, self.config.padding((height, width)), mode="replicate")
+        logits, _ = self.network(self.features(self.backbone(padded)), padded.shape[-2:])
+        odds = (logits[:, 1] - logits[:, 0])[:, :height, :width]
+        anomaly_map = odds.sigmoid() if self.config.map_values == "probability" else F.softplus(odds)
+        window = max(1, round(self.config.score_window * min(height, width) / 256))
+        return Prediction(anomaly_map, image_score(anomaly_map, window))
+
+    def _pictures(self, groups: Sequence[Group]) -> Pictures:
+        config = self.config
+        recipes = [
+            Recipe(
+                sources=parse(config.sources, group.category),
+                seed=config.seed,
+                clean_share=config.clean_share,
+                redraw_empty=config.redraw_empty,
+                least_change=config.least_change,
+            )
+            for group in groups
+        ]
+        return Pictures(groups, recipes, config.seed, config.balance)
+
+    def _batch(self, pictures: Pictures, number: int) -> Damaged:
+        return pictures.batch(number, self.config.batch_size, TRAIN)
+
+    def _see(self, pictures: Tensor) -> list[Tensor]:
+        """Features of pictures (B, H, W, 3) uint8, as the backbone gives them; without gradients."""
+        image = pictures.to(self.device).permute(0, 3, 1, 2).float() / 255
+        with torch.no_grad():
+            features: list[Tensor] = self.backbone(
+                F.pad(image, self.config.padding(image.shape[-2:]), mode="replicate")
+            )
+        return features
+
+    def _choose_features(self, pictures: Pictures) -> None:
+        """AFS, in one pass over all stages; and what good features are like (section 3.2)."""
+        features = self.features
+        totals: list[Tensor] = []
+        moments: list[Tensor] = []
+        precision = choose_precision(self.config.precision, self.device)
+        with (
+            torch.no_grad(),
+            autocast(self.device, precision),
+            bar("Choose features", self.config.afs_batches) as drawn,
+        ):
+            for number in range(self.config.afs_batches):
+                batch = pictures.batch(number, self.config.batch_size, CHOOSE, 0.0)
+                clean = [part.float() for part in features.resample(self._see(batch.clean))]
+                damaged = [part.float() for part in features.resample(self._see(batch.damaged))]
+                mask = self._padded(batch.mask)
+                now = [selection_losses(one, other, mask) for one, other in zip(damaged, clean, strict=True)]
+                own = [torch.stack([part.mean((0, 2, 3)), part.square().mean((0, 2, 3))]) for part in clean]
+                totals = _added(totals, now)
+                moments = _added(moments, own)
+                drawn.advance()
+        features.choose(totals)
+        if self.config.standardise:
+            first, second = ([part[which] / self.config.afs_batches for part in moments] for which in range(2))
+            deviations = [
+                (square - mean.square()).clamp(min=0).sqrt() for mean, square in zip(first, second, strict=True)
+            ]
+            features.standardise(self._joined(first), self._joined(deviations))
+
+    def _remember(self, pictures: Pictures) -> list[Tensor]:
+        """Each block's features of all good pictures (N, C, h, w), if they fit in memory; else nothing.
+
+        They are computed in the same batches at each attempt, so that a resumed training sees the
+        same digits.
+        """
+        precision = choose_precision(self.config.precision, self.device)
+        parts: list[list[Tensor]] = []
+        with autocast(self.device, precision), bar("Embed", len(pictures)) as drawn:
+            for batch in pictures.clean(self.config.batch_size):
+                parts.append(self.features(self._see(batch)))
+                if sum(part.nbytes for part in parts[0]) * len(pictures) / len(parts[0][0]) > REMEMBERED_BYTES:
+                    return []
+                drawn.advance(len(batch))
+        return [torch.cat(block) for block in zip(*parts, strict=True)]
+
+    def _joined(self, values: Sequence[Tensor]) -> list[Tensor]:
+        """Values (C,) of each stage's channels, for the chosen ones of each block (width,)."""
+        chosen = [value[self.features.get_buffer(f"index_{number}")] for number, value in enumerate(values)]
+        stages = list(zip(chosen, self.features.blocks, strict=True))
+        return [
+            torch.cat([value for value, block in stages if block == stride]) for stride in self.features.block_strides
+        ]
+
+    def _padded(self, mask: Tensor) -> Tensor:
+        return F.pad(mask.to(self.device), self.config.padding(mask.shape[-2:]))
+
+    def _loss(self, batch: Damaged) -> dict[str, Tensor]:
+        """Cross-entropy of damaged pixels, and distance of restored features from good ones (section 3.5)."""
+        if self.good:
+            good = [feature[batch.number].to(self.device) for feature in self.good]
+        else:
+            good = self.features(self._see(batch.clean))
+        # A picture that was left as it is has the features of the good one, and needs no other pass.
+        rows = batch.mask.flatten(1).any(1).nonzero().squeeze(1)
+        damaged = good
+        if len(rows):
+            seen = self.features(self._see(batch.damaged[rows]))
+            damaged = [one.index_copy(0, rows.to(self.device), other) for one, other in zip(good, seen, strict=True)]
+        mask = self._padded(batch.mask)
+        logits, restored = self.network(damaged, mask.shape[-2:])
+        distances = [F.mse_loss(made.float(), feature) for made, feature in zip(restored, good, strict=True)]
+        segmentation = segmentation_loss(logits.float(), mask.squeeze(1), self.config.focal)
+        return {"segmentation": segmentation, "features": torch.stack(distances).sum()}
+
+    def _validate(self, pictures: Pictures) -> float:
+        """Mean of the AP of pixels and the AP of pictures, on good pictures with and without made defects."""
+        some = range(VALIDATED // 8)
+        damaged = [pictures.batch(number, 8, VALIDATE, 0.0) for number in some]
+        clean = list(islice(pictures.clean(8), len(some)))
+        shown = [(batch.damaged, batch.mask) for batch in damaged]
+        shown += [(good, torch.zeros(len(good), 1, *good.shape[1:3], dtype=torch.bool)) for good in clean]
+        maps, masks, scores, labels = [], [], [], []
+        for picture, mask in shown:
+            anomaly_map, score = self(picture.to(self.device).permute(0, 3, 1, 2).float() / 255)
+            maps.append(anomaly_map.flatten())
+            scores.append(score)
+            masks.append(mask.flatten())
+            labels.append(mask.flatten(1).any(1))
+        by_pixel = average_precision(torch.cat(maps), torch.cat(masks).to(self.device))
+        by_picture = average_precision(torch.cat(scores), torch.cat(labels).to(self.device))
+        return (by_pixel + by_picture) / 2
+
+    def _fingerprint(self, data: Dataset) -> str:
+        learned_from = sorted(digest(sample.path) for sample in data.train)
+        known = json.dumps([asdict(self.config), learned_from])
+        return hashlib.sha256(known.encode()).hexdigest()
+
+
+def average_precision(scores: Tensor, positive: Tensor) -> float:
+    """Mean precision at the scores of the positives; NaN if there are none.
+
+    >>> average_precision(torch.tensor([0.9, 0.1, 0.8]), torch.tensor([True, True, False]))
+    0.833...
+    """
+    hits = positive[scores.argsort(descending=True, stable=True)].double()
+    precision = hits.cumsum(0) / torch.arange(1, len(hits) + 1, device=hits.device)
+    return float((precision * hits).sum() / hits.sum())
+
+
+def _reconstruction(config: RealNetConfig, channels: int) -> nn.Module:
+    if config.reconstruction == "simple":
+        return Simple(channels)
+    attending = {*config.attention, 2 ** (len(config.multipliers) - 1)}  # the middle always does
+    heads = [HEAD_WIDTH // math.gcd(HEAD_WIDTH, config.multipliers[factor.bit_length() - 1]) for factor in attending]
+    needed = math.lcm(GROUPS, *heads)
+    width = max(needed, round(config.width * channels / needed) * needed)
+    return UNet(channels, width, config.multipliers, config.attention)
+
+
+def _added(totals: list[Tensor], values: list[Tensor]) -> list[Tensor]:
+    return [one + other for one, other in zip(totals, values, strict=True)] if totals else values
+
+
+DETECTOR = RealNet

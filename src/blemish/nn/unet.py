@@ -1,0 +1,134 @@
+"""U-Nets of residual and attention blocks: RealNet's reconstruction, and the parts of its diffusion model.
+
+Tensors have the names of guided-diffusion, so that weights of others can be read.
+
+Source: RealNet, arXiv 2403.05897, section 3.3; Dhariwal and Nichol, arXiv 2105.05233, appendix.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - the usual name
+
+GROUPS = 32
+"""Of each group normalisation; widths must be multiples of it."""
+HEAD_WIDTH = 64
+"""Channels of an attention head; widths with attention must be multiples of it."""
+
+
+class Attention(nn.Module):
+    """Self-attention over the positions of a feature map (B, C, h, w), added to it.
+
+    Its output projection starts at zero, so that a new block passes its input on.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.heads = channels // HEAD_WIDTH
+        self.norm = nn.GroupNorm(GROUPS, channels)
+        self.qkv = nn.Conv1d(channels, 3 * channels, 1)
+        self.proj_out = zeroed(nn.Conv1d(channels, channels, 1))
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """The same shape."""
+        flat = self.norm(feature).flatten(2)
+        # Heads first, then query, key and value within each: (B, heads, 3, width, positions).
+        # The copy lets the fused kernel run, which takes no other memory layout.
+        qkv = self.qkv(flat).unflatten(1, (self.heads, 3, HEAD_WIDTH)).transpose(3, 4).contiguous()
+        query, key, value = qkv.unbind(2)
+        mixed = F.scaled_dot_product_attention(query, key, value).transpose(2, 3).flatten(1, 2)
+        added: Tensor = self.proj_out(mixed).view_as(feature)
+        return feature + added
+
+
+class Residual(nn.Module):
+    """One convolution after normalisation and SiLU, beside a skip; perhaps at half or twice the size."""
+
+    def __init__(self, channels: int, width: int, resample: Literal["down", "up", ""] = "") -> None:
+        super().__init__()
+        self.in_layers = nn.Sequential(
+            nn.GroupNorm(GROUPS, channels), nn.SiLU(), nn.Conv2d(channels, width, 3, padding=1)
+        )
+        self.h_upd = _resampler(channels, resample)
+        self.x_upd = _resampler(channels, resample)
+        self.skip_connection = nn.Identity() if channels == width else nn.Conv2d(channels, width, 1)
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """(B, width, h, w), or half or twice h and w."""
+        norm, activation, convolution = self.in_layers
+        main = convolution(self.h_upd(activation(norm(feature))))
+        whole: Tensor = self.skip_connection(self.x_upd(feature)) + main
+        return whole
+
+
+class UNet(nn.Module):
+    """Maps features (B, C, h, w) to features of the same shape; a new one gives exactly 0.
+
+    h and w must be divisible by 2 ** (len(multipliers) - 1).
+    """
+
+    def __init__(
+        self, channels: int, width: int, multipliers: Sequence[int] = (1, 2, 4), attention: Sequence[int] = (2, 4)
+    ) -> None:
+        """Builds the network.
+
+        Args:
+            channels: C.
+            width: Channels at full size, a multiple of 32.
+            multipliers: Width at each level, in multiples of `width`; each level halves the size.
+            attention: The levels with attention, by the factor that they are smaller than the input;
+                their widths must be multiples of 64.
+        """
+        super().__init__()
+        widths = [width * multiplier for multiplier in multipliers]
+        last = len(widths) - 1
+        self.input_blocks = nn.ModuleList([nn.Conv2d(channels, width, 3, padding=1)])
+        skips, now = [width], width
+        for level, wide in enumerate(widths):
+            for _ in range(2):
+                self.input_blocks.append(_stage(now, wide, 2**level in attention))
+                skips.append(now := wide)
+            if level < last:
+                self.input_blocks.append(Residual(wide, wide, "down"))
+                skips.append(wide)
+        self.middle_block = nn.Sequential(Residual(now, now), Attention(now), Residual(now, now))
+        self.output_blocks = nn.ModuleList()
+        for level, wide in reversed(list(enumerate(widths))):
+            for block in range(3):
+                stage = _stage(now + skips.pop(), wide, 2**level in attention)
+                if block == 2 and level > 0:
+                    stage.append(Residual(wide, wide, "up"))
+                self.output_blocks.append(stage)
+                now = wide
+        self.out = nn.Sequential(nn.GroupNorm(GROUPS, now), nn.SiLU(), zeroed(nn.Conv2d(now, channels, 3, padding=1)))
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """The same shape."""
+        skips: list[Tensor] = []
+        for block in self.input_blocks:
+            feature = block(feature)
+            skips.append(feature)
+        feature = self.middle_block(feature)
+        for block in self.output_blocks:
+            feature = block(torch.cat([feature, skips.pop()], dim=1))
+        return cast(Tensor, self.out(feature))
+
+
+def zeroed(layer: nn.Conv1d | nn.Conv2d) -> nn.Conv1d | nn.Conv2d:
+    """The same layer with all weights 0."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+def _stage(channels: int, width: int, attends: bool) -> nn.Sequential:
+    return nn.Sequential(Residual(channels, width), *([Attention(width)] if attends else []))
+
+
+def _resampler(channels: int, resample: str) -> nn.Module:
+    if resample == "up":
+        return nn.Sequential(OrderedDict(conv=nn.ConvTranspose2d(channels, channels, 4, stride=2, padding=1)))
+    return nn.AvgPool2d(2) if resample == "down" else nn.Identity()

@@ -1,0 +1,148 @@
+"""Local anomalies: good pictures with something foreign blended in where a Perlin mask says so.
+
+A = (1 - M) I + M (b P + (1 - b) I): the good picture I, the mask M, a source picture P and the
+opacity b. Everything that is drawn for an item depends on its key alone (seed, purpose, epoch,
+position), so neither workers nor batch size nor a restart change it.
+
+Source: RealNet, arXiv 2403.05897, section 3.1 (SDAS); the masks are those of DRAEM, arXiv 2108.07610.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from blemish.images import Bools, Floats, Picture
+from blemish.synthesis.sources import Source
+
+THRESHOLD = 0.5
+"""Noise above it is masked: about 5 % of the pixels."""
+SMALLEST_CELL = 8
+"""Pixels between two nodes of the finest noise; 256 pixels then have grids of 1, 2, 4, ... 32 cells."""
+REDRAWS = 20
+"""How often an empty mask is drawn anew, where it is."""
+
+
+class Item(NamedTuple):
+    """One picture of a training set, damaged."""
+
+    damaged: Picture
+    """(H, W, 3) uint8."""
+    clean: Picture
+    """(H, W, 3) uint8; the same outside of the mask."""
+    mask: Bools
+    """(H, W), True where something was blended in."""
+    source: str
+    """The name of the source; empty when the picture was left as it is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How anomalies are made."""
+
+    sources: Sequence[Source]
+    """Where the foreign content comes from; chosen by their weights."""
+    seed: int = 0
+    """Everything drawn follows from it and the item's key."""
+    clean_share: float = 0.5
+    """Share of pictures that are left as they are."""
+    redraw_empty: bool = True
+    """Draw a mask anew when it is empty; the reference lets about one in twenty-three pass as damaged."""
+    least_change: int = 0
+    """Grey levels by which a pixel must change to count as damaged: where the foreign content happens to
+    look like the good picture, there is nothing to find. The reference has 0."""
+
+    def item(
+        self, pictures: Picture, foregrounds: Bools, index: int, key: Sequence[int], clean_share: float | None = None
+    ) -> Item:
+        """Picture number `index`, damaged or left as it is.
+
+        Args:
+            pictures: (N, H, W, 3) uint8, the good ones.
+            foregrounds: (N, H, W), where a defect may lie.
+            index: Which picture.
+            key: What else the draw depends on, such as purpose and epoch.
+            clean_share: Another share of pictures left as they are than the recipe's.
+        """
+        draw = np.random.default_rng([self.seed, *key, index])
+        clean = pictures[index]
+        if draw.random() < (self.clean_share if clean_share is None else clean_share):
+            return Item(clean, clean, np.zeros(clean.shape[:2], bool), "")
+        for _ in range(REDRAWS if self.redraw_empty else 1):
+            damaged, mask, name = self._damage(pictures, foregrounds, index, draw)
+            if mask.any():
+                break
+        return Item(damaged, clean, mask, name)
+
+    def _damage(
+        self, pictures: Picture, foregrounds: Bools, index: int, draw: np.random.Generator
+    ) -> tuple[Picture, Bools, str]:
+        """Picture number `index` damaged, where, and by which source."""
+        clean = pictures[index]
+        weights = np.array([source.weight for source in self.sources])
+        source = self.sources[draw.choice(len(weights), p=weights / weights.sum())]
+        mask = perlin_mask(clean.shape[:2], draw) & foregrounds[index]
+        foreign = source.picture(pictures, index, draw)
+        if (clean == clean[:, :, :1]).all():  # colour on a grey picture would give every defect away
+            foreign = np.repeat(cv2.cvtColor(foreign, cv2.COLOR_RGB2GRAY)[:, :, None], 3, axis=2)
+        damaged = blend(clean, foreign, mask, draw.uniform(*source.opacity))
+        if self.least_change:
+            mask &= cv2.absdiff(damaged, clean).max(axis=2) >= self.least_change
+            damaged = np.where(mask[:, :, None], damaged, clean)
+        return damaged, mask, source.name
+
+
+def perlin_noise(size: tuple[int, int], angles: Floats) -> Floats:
+    """Gradient noise (H, W), zero at each node, nearly always within ±1.
+
+    Args:
+        size: (H, W); sides that are no multiple of the cells are cut off at the end.
+        angles: (rows + 1, columns + 1) directions of the gradients at the nodes, in radians.
+    """
+    rows, columns = (nodes - 1 for nodes in angles.shape)
+    height, width = -(-size[0] // rows), -(-size[1] // columns)
+    # Cells of a grid (rows, height, columns, width): nothing needs to be repeated to all pixels.
+    y = (np.arange(height, dtype=np.float32) / height)[:, None, None]
+    x = np.arange(width, dtype=np.float32) / width
+    down, across = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+
+    def corner(below: int, right: int) -> Floats:
+        window = (slice(below, below + rows), None, slice(right, right + columns), None)
+        value: Floats = (y - below) * down[window] + (x - right) * across[window]
+        return value
+
+    fade_y, fade_x = _fade(y), _fade(x)
+    left = corner(0, 0) + fade_y * (corner(1, 0) - corner(0, 0))
+    right = corner(0, 1) + fade_y * (corner(1, 1) - corner(0, 1))
+    noise = np.float32(math.sqrt(2)) * (left + fade_x * (right - left))
+    return noise.reshape(rows * height, columns * width)[: size[0], : size[1]]
+
+
+def perlin_mask(size: tuple[int, int], draw: np.random.Generator) -> Bools:
+    """Random connected shapes (H, W) of any scale, covering about 5 %; sometimes none."""
+    grid = [2 ** int(draw.integers(0, max(1, int(math.log2(side / SMALLEST_CELL)) + 1))) for side in size]
+    angles = draw.uniform(0, 2 * np.pi, (grid[0] + 1, grid[1] + 1)).astype(np.float32)
+    return rotate(perlin_noise(size, angles), draw.uniform(-90, 90)) > THRESHOLD
+
+
+def rotate(noise: Floats, degrees: float) -> Floats:
+    """The noise turned about its centre; what comes from outside is 0."""
+    height, width = noise.shape
+    turn = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, 1)
+    return np.asarray(cv2.warpAffine(noise, turn, (width, height), flags=cv2.INTER_LINEAR), np.float32)
+
+
+def blend(clean: Picture, foreign: Picture, mask: Bools, opacity: float) -> Picture:
+    """The clean picture (H, W, 3) uint8 with the foreign one over it inside the mask; fractions are cut off."""
+    damaged = clean.copy()
+    inside = np.float64(opacity) * foreign[mask] + (1 - np.float64(opacity)) * clean[mask]
+    damaged[mask] = inside.astype(np.uint8)
+    return damaged
+
+
+def _fade(t: Floats) -> Floats:
+    faded: Floats = t * t * t * (t * (t * 6 - 15) + 10)
+    return faded

@@ -1,0 +1,141 @@
+"""Training pictures: good ones kept in memory, and batches of them that are damaged on the way out."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from blemish.dataset import read_batches
+from blemish.errors import DatasetError
+from blemish.images import Bools, Floats, Picture
+from blemish.progress import bar
+from blemish.synthesis.foreground import Rule, foreground
+from blemish.synthesis.perlin import Item, Recipe
+from blemish.types import Failure, Preprocessing, Sample
+
+READ_AT_ONCE = 16
+TRAIN, CHOOSE, VALIDATE = range(3)
+"""What pictures are damaged for: each purpose has its own order and its own anomalies."""
+
+
+class Damaged(NamedTuple):
+    """A batch of pictures, some of them damaged, beside what they were before."""
+
+    damaged: Tensor
+    """(B, H, W, 3) uint8."""
+    clean: Tensor
+    """(B, H, W, 3) uint8."""
+    mask: Tensor
+    """(B, 1, H, W) bool, True where damaged."""
+    number: Tensor
+    """(B,) which pictures they are, counted over all groups."""
+
+    @classmethod
+    def of(cls, items: Sequence[Item], numbers: Sequence[int]) -> "Damaged":
+        """The batch of these items."""
+        damaged, clean, mask = (torch.from_numpy(np.stack(part)) for part in list(zip(*items, strict=True))[:3])
+        return cls(damaged, clean, mask.unsqueeze(1), torch.tensor(numbers))
+
+
+@dataclass(frozen=True)
+class Group:
+    """The good pictures of one category."""
+
+    category: str
+    pictures: Picture
+    """(N, H, W, 3) uint8: what is learned from has 8 bit, whatever the files have."""
+    foregrounds: Bools
+    """(N, H, W)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """Good pictures of one or more categories, and how they are damaged."""
+
+    groups: Sequence[Group]
+    recipes: Sequence[Recipe]
+    """One for each group."""
+    seed: int = 0
+    balance: bool = False
+    """Whether each category comes equally often, however many pictures it has."""
+
+    def __post_init__(self) -> None:
+        if not self.groups:
+            raise DatasetError("none of the good pictures can be read; expected at least one to learn from.")
+
+    def __len__(self) -> int:
+        return sum(len(group.pictures) for group in self.groups)
+
+    def batch(self, number: int, size: int, purpose: int, clean_share: float | None = None) -> Damaged:
+        """Batch `number` of an endless sequence of shuffled epochs; always full, also with few pictures.
+
+        Args:
+            number: Which batch.
+            size: Its pictures.
+            purpose: Tells sequences apart: each has its own shuffling and its own anomalies.
+            clean_share: Another share of undamaged pictures than the recipe's.
+        """
+        found = [self.item(position, purpose, clean_share) for position in range(number * size, (number + 1) * size)]
+        starts = np.cumsum([0, *(len(group.pictures) for group in self.groups)])
+        start_of = {group.category: int(start) for group, start in zip(self.groups, starts, strict=False)}
+        return Damaged.of(
+            [item for item, _, _ in found], [start_of[group.category] + index for _, group, index in found]
+        )
+
+    def item(self, position: int, purpose: int, clean_share: float | None = None) -> tuple[Item, Group, int]:
+        """What stands at one position of the endless sequence, with the group and number of the good picture."""
+        epoch, place = divmod(position, len(self))
+        which, index = self._order(purpose, epoch)[place]
+        group = self.groups[which]
+        key = (purpose, epoch, which)
+        return self.recipes[which].item(group.pictures, group.foregrounds, index, key, clean_share), group, index
+
+    def clean(self, size: int) -> Iterator[Tensor]:
+        """All pictures as they are, in the order of their numbers, (B, H, W, 3) uint8 with at most `size` at a time."""
+        for group in self.groups:
+            for first in range(0, len(group.pictures), size):
+                yield torch.from_numpy(group.pictures[first : first + size])
+
+    @lru_cache(maxsize=8)  # noqa: B019 - goes with the pictures
+    def _order(self, purpose: int, epoch: int) -> list[tuple[int, int]]:
+        """(group, index) of each place of an epoch."""
+        draw = np.random.default_rng([self.seed, purpose, epoch])
+        whole = [(which, index) for which, group in enumerate(self.groups) for index in range(len(group.pictures))]
+        if self.balance:
+            share = -(-len(self) // len(self.groups))
+            own = [np.resize(draw.permutation(len(group.pictures)), share).tolist() for group in self.groups]
+            whole = [(which, index) for which, indices in enumerate(own) for index in indices]
+        return [whole[place] for place in draw.permutation(len(whole))[: len(self)]]
+
+
+def read_groups(
+    samples: Sequence[Sample], preprocessing: Preprocessing, rule: Rule, failures: list[Failure]
+) -> list[Group]:
+    """The pictures of `samples` by category, at the detector's size, with their foregrounds.
+
+    Args:
+        samples: Good pictures.
+        preprocessing: Applied to each.
+        rule: How foregrounds are found.
+        failures: Grows by the pictures that could not be read.
+    """
+    kept: dict[str, list[Picture]] = {}
+    with bar("Read", len(samples)) as drawn:
+        for batch in read_batches(samples, preprocessing, READ_AT_ONCE, failures):
+            for sample, image in zip(batch.samples, batch.images, strict=True):
+                kept.setdefault(sample.category, []).append(to_bytes(image))
+            drawn.advance(len(batch.samples))
+    groups = []
+    for category, pictures in kept.items():
+        foregrounds = np.stack([foreground(picture, category, rule) for picture in pictures])
+        groups.append(Group(category, np.stack(pictures), foregrounds))
+    return groups
+
+
+def to_bytes(image: Floats) -> Picture:
+    """An image (3, H, W) in [0, 1] as (H, W, 3) uint8, rounded: exact for pictures of 8 bit."""
+    return np.ascontiguousarray(np.rint(image.transpose(1, 2, 0) * np.float32(255)).astype(np.uint8))

@@ -1,0 +1,313 @@
+"""Training: the only loop that changes weights. Resumable, and the same after a kill as without one.
+
+A model gives three functions: what a batch is (by its number, so that nothing of the data's state
+has to be kept), what its loss is, and how good the weights are now. Everything else is here:
+precision, clipping, the learning rate, budgets, progress, saving.
+
+One process: where several shall share the work, each takes its part of a batch in `batches`, and
+gradients are averaged between `backward` and `step` in `_Run.take`.
+"""
+
+import itertools
+import json
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal, NoReturn, TypeVar
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from blemish.errors import ConfigError, TrainingError
+from blemish.files import replacing
+from blemish.progress import Bar, bar
+
+Data = TypeVar("Data")
+Precision = Literal["auto", "float32", "bfloat16"]
+Schedule = Literal["constant", "cosine"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How long to train, and how."""
+
+    steps: int | None = None
+    """Batches to learn from, at most."""
+    minutes: float | None = None
+    """Time to learn for, at most."""
+    learning_rate: float = 1e-4
+    """Of Adam."""
+    schedule: Schedule = "constant"
+    """Keep the learning rate, or let it fall to 0 along a cosine over the budget."""
+    clip: float | None = None
+    """Largest norm that gradients may have; longer ones are shortened to it."""
+    precision: Precision = "auto"
+    """What convolutions and matrix products are computed in; auto: bfloat16 where the processor is made for it."""
+    evaluations: int = 10
+    """How often `validate` is asked, evenly over the budget; the last time at its end."""
+    save_every: float = 60.0
+    """Seconds between two savings of the unfinished state."""
+
+    def __post_init__(self) -> None:
+        if self.steps is None and self.minutes is None:
+            raise ConfigError("training has no end: give a budget with --steps, --epochs or --minutes.")
+        for name in ("steps", "minutes", "learning_rate", "clip", "evaluations"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ConfigError(f"--{name.replace('_', '-')} is {value}; expected a number above 0.")
+
+    def progress(self, step: int, seconds: float) -> float:
+        """The share of the budget that is spent; at 1 it is over."""
+        by_steps = step / self.steps if self.steps else 0.0
+        by_time = seconds / (60 * self.minutes) if self.minutes else 0.0
+        return min(1.0, max(by_steps, by_time))
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """Where a killed training goes on from."""
+
+    path: Path
+    """A file that is written from time to time."""
+    fingerprint: str
+    """What the training depends on; the file of another training is not taken up."""
+
+
+@dataclass
+class Outcome:
+    """What training came to."""
+
+    step: int = 0
+    """Batches learned from."""
+    seconds: float = 0.0
+    """Time spent, over all attempts."""
+    scores: list[tuple[int, float]] = field(default_factory=list)
+    """(step, what `validate` said)."""
+    losses: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+    """(step, parts of the loss), about a hundred of them."""
+
+    @property
+    def best(self) -> tuple[int, float] | None:
+        """The step with the highest score, the later of equals; None where nothing was validated."""
+        return max(self.scores, key=lambda pair: (pair[1], pair[0]), default=None)
+
+
+def optimise(
+    loss: Callable[[Data], Mapping[str, Tensor]],
+    module: nn.Module,
+    batches: Callable[[int], Data],
+    plan: Plan,
+    validate: Callable[[], float] | None = None,
+    unfinished: Unfinished | None = None,
+) -> Outcome:
+    """What training came to; `module` is left with the best weights, or the last if nothing validates.
+
+    Args:
+        loss: The parts of the loss of a batch, by name; their sum is made smaller.
+        module: Its parameters that require gradients are trained; its whole state is saved. It is
+            in training mode while it learns.
+        batches: Batch number `step`, always the same; asked ahead, from another thread.
+        plan: How long, and how.
+        validate: How good the module is now, higher = better; it is in evaluation mode then.
+        unfinished: Where to go on from and to save to; None to save nothing.
+
+    Raises:
+        TrainingError: the loss or its gradient is not a finite number. `module` then has, and the
+            unfinished state keeps, the weights from before that step.
+    """
+    run = _Run(module, plan, unfinished)
+    run.resume()
+    total = plan.steps or round(60 * (plan.minutes or 0))
+    batches_ahead = _ahead(batches, run.outcome.step)
+    try:
+        with bar("Train", total) as drawn:
+            drawn.advance(run.drawn(total))
+            while run.progress < 1:
+                before, drawn_before = run.progress, run.drawn(total)
+                run.take(loss, next(batches_ahead), drawn)
+                drawn.advance(run.drawn(total) - drawn_before)
+                due = int(run.progress * plan.evaluations) > int(before * plan.evaluations)
+                if validate is not None and due:
+                    run.validate(validate)
+                run.save_if_due()
+    finally:
+        batches_ahead.close()
+    run.finish()
+    return run.outcome
+
+
+class _Run:
+    """A training under way: weights, optimiser, best weights, and what came of it so far."""
+
+    def __init__(self, module: nn.Module, plan: Plan, unfinished: Unfinished | None) -> None:
+        self.module, self.plan, self.unfinished = module, plan, unfinished
+        self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        self.optimiser = torch.optim.Adam(self.parameters, lr=plan.learning_rate, foreach=True)
+        self.outcome = Outcome()
+        self.best: dict[str, Tensor] = {}
+        self.device = self.parameters[0].device
+        self.precision = choose_precision(plan.precision, self.device)
+        self.last_saved = time.monotonic()
+
+    @property
+    def progress(self) -> float:
+        return self.plan.progress(self.outcome.step, self.outcome.seconds)
+
+    def drawn(self, total: int) -> int:
+        return round(self.progress * total)
+
+    def take(self, loss: Callable[[Data], Mapping[str, Tensor]], batch: Data, drawn: Bar) -> None:
+        """Learns from one batch."""
+        start = time.monotonic()
+        for group in self.optimiser.param_groups:
+            group["lr"] = self._rate()
+        self.module.train()
+        buffers = [buffer.clone() for buffer in self.module.buffers()]  # a bad forward pass spoils running means
+        with autocast(self.device, self.precision):
+            parts = loss(batch)
+        values = {name: float(part.detach()) for name, part in parts.items()}
+        if not math.isfinite(sum(values.values())):
+            self._stop("loss", values, buffers)
+        self.optimiser.zero_grad(set_to_none=True)
+        torch.stack([part.float() for part in parts.values()]).sum().backward()
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.plan.clip or math.inf)
+        if not norm.isfinite():
+            self._stop("gradient", values, buffers)
+        self.optimiser.step()
+        self.outcome.step += 1
+        self.outcome.seconds += time.monotonic() - start
+        if self.outcome.step % max(1, (self.plan.steps or 1000) // 100) == 0:
+            self.outcome.losses.append((self.outcome.step, values))
+        drawn.describe("Train  " + "  ".join(f"{name} {value:.4f}" for name, value in values.items()))
+
+    def validate(self, score: Callable[[], float]) -> None:
+        """Asks how good the weights are, and keeps them if they are the best so far."""
+        start = time.monotonic()
+        self.module.eval()
+        with torch.inference_mode():
+            value = score()
+        value = value if math.isfinite(value) else -math.inf
+        self.outcome.scores.append((self.outcome.step, value))
+        if self.outcome.best == self.outcome.scores[-1]:
+            self.best = _copy(self.module)
+        self.outcome.seconds += time.monotonic() - start
+
+    def finish(self) -> None:
+        """Leaves the best weights in the module; the unfinished state stays until its owner has saved them."""
+        self._save()
+        if self.best:
+            self.module.load_state_dict(self.best)
+        self.module.eval()
+
+    def resume(self) -> None:
+        """Goes on from the unfinished state, if there is one of this training."""
+        if self.unfinished is None or not self.unfinished.path.is_file():
+            return
+        with safe_open(self.unfinished.path, framework="pt") as file:
+            if file.metadata().get("fingerprint") != self.unfinished.fingerprint:
+                return
+            outcome = json.loads(file.metadata()["outcome"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        self.outcome = Outcome(
+            outcome["step"],
+            outcome["seconds"],
+            [(step, score) for step, score in outcome["scores"]],
+            [(step, values) for step, values in outcome["losses"]],
+        )
+        self.module.load_state_dict(_below("module", tensors))
+        self.best = _below("best", tensors)
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in _below("optimiser", tensors).items():
+            number, _, key = name.partition(".")
+            # In the parameter's own memory layout, as the optimiser would have made it.
+            like = self.parameters[int(number)]
+            own = torch.empty_like(like, dtype=value.dtype).copy_(value) if value.shape == like.shape else value
+            state.setdefault(int(number), {})[key] = own
+        self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": state})
+
+    def save_if_due(self) -> None:
+        """Saves the unfinished state, if that was long ago."""
+        if time.monotonic() - self.last_saved >= self.plan.save_every:
+            self._save()
+
+    def _save(self) -> None:
+        self.last_saved = time.monotonic()
+        if self.unfinished is None:
+            return
+        moments = self.optimiser.state_dict()["state"]
+        groups = {
+            "module": self.module.state_dict(),
+            "best": self.best,
+            "optimiser": {f"{number}.{key}": value for number, own in moments.items() for key, value in own.items()},
+        }
+        tensors = {
+            f"{group}.{name}": value.detach().cpu().contiguous().clone()
+            for group, values in groups.items()
+            for name, value in values.items()
+        }
+        metadata = {"fingerprint": self.unfinished.fingerprint, "outcome": json.dumps(asdict(self.outcome))}
+        with replacing(self.unfinished.path) as temporary:
+            save_file(tensors, temporary, metadata)
+
+    def _rate(self) -> float:
+        plan = self.plan
+        return plan.learning_rate * (1 if plan.schedule == "constant" else (1 + math.cos(math.pi * self.progress)) / 2)
+
+    def _stop(self, what: str, values: Mapping[str, float], buffers: list[Tensor]) -> NoReturn:
+        """Puts back what the bad step has changed, saves, and says so."""
+        for buffer, before in zip(self.module.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+        self._save()
+        kept = "" if self.unfinished is None else f" The weights from before it are in {self.unfinished.path}."
+        parts = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        raise TrainingError(
+            f"the {what} of step {self.outcome.step + 1} is not a finite number ({parts}).{kept} "
+            f"Try a --learning-rate below {self.plan.learning_rate:g}, --clip 1, or --precision float32."
+        )
+
+
+def choose_precision(name: Precision, device: torch.device) -> torch.dtype:
+    """What "auto" means on this device: bfloat16 where it has units for it, else float32."""
+    if name != "auto":
+        return torch.bfloat16 if name == "bfloat16" else torch.float32
+    if device.type == "cuda":
+        is_quick = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        # Older versions of torch do not know, and compute in float32.
+        capabilities: Mapping[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+        is_quick = device.type == "cpu" and bool(capabilities.get("amx_bf16") or capabilities.get("bf16"))
+    return torch.bfloat16 if is_quick else torch.float32
+
+
+def autocast(device: torch.device, precision: torch.dtype) -> AbstractContextManager[object]:
+    """Inside, convolutions and matrix products are computed in `precision`."""
+    return torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32)
+
+
+def _copy(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+
+def _below(group: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(f"{group}."): value for name, value in tensors.items() if name.startswith(f"{group}.")}
+
+
+def _ahead(batches: Callable[[int], Data], start: int) -> Generator[Data]:
+    """Batches number `start` and following, the next two of them always being made in another thread."""
+    with ThreadPoolExecutor(1) as pool:
+        made = deque(pool.submit(batches, number) for number in (start, start + 1))
+        try:
+            for number in itertools.count(start + 2):
+                first = made.popleft()
+                made.append(pool.submit(batches, number))
+                yield first.result()
+        finally:
+            for waiting in made:
+                waiting.cancel()

@@ -1,0 +1,138 @@
+import numpy as np
+import pytest
+
+from blemish.synthesis.perlin import Recipe, blend, perlin_mask, perlin_noise, rotate
+from blemish.synthesis.sources import MADE, PATTERNS, WAYS, Source, parse
+
+
+def wave(*shape: int, offset: float) -> np.ndarray:
+    return np.sin(0.1 * np.arange(1, np.prod(shape) + 1) + offset).reshape(shape)
+
+
+@pytest.mark.parametrize(
+    ("seed", "size", "grid", "absolute", "entries", "masked"),
+    [
+        (0, 256, (4, 8), 17399.3, {(85, 51): -0.571166, (3, 5): -0.0906224, (254, 253): 0.138736}, 3606),
+        (1, 64, (1, 2), 704.512, {(21, 12): 0.139264, (32, 32): -0.279141, (62, 61): -0.101351}, 12),
+        (None, 256, (4, 8), 16624.8, {(85, 51): -0.408069, (3, 5): 0.102098, (128, 128): 0}, 5914),
+        (None, 32, (2, 4), 225.793, {(10, 6): -0.0206332, (30, 29): 0.281495, (0, 1): 0.0330608}, 35),
+    ],
+)
+def test_noise_is_that_of_the_reference(seed, size, grid, absolute, entries, masked):
+    nodes = (grid[0] + 1, grid[1] + 1)
+    share = (wave(*nodes, offset=5.0) + 1) / 2 if seed is None else np.random.RandomState(seed).rand(*nodes)
+    noise = perlin_noise((size, size), 2 * np.pi * share)
+    assert np.abs(noise, dtype=np.float64).sum() == pytest.approx(absolute, rel=1e-5)
+    for place, value in entries.items():
+        assert noise[place] == pytest.approx(value, abs=2e-6)
+    assert abs(np.count_nonzero(noise > 0.5) - masked) <= 1  # one value lies 1e-6 from the threshold
+    assert not noise[:: size // grid[0], :: size // grid[1]].any()
+
+
+@pytest.mark.parametrize(
+    ("degrees", "entries", "masked"),
+    [
+        (30, {(0, 1): 0, (85, 51): -0.186426, (200, 60): 0.355104}, 4292),
+        (-75, {(0, 1): 0, (85, 51): 0.482346, (200, 60): -0.24296}, 5643),
+    ],
+)
+def test_turned_noise_is_nearly_that_of_the_reference(degrees, entries, masked):
+    noise = perlin_noise((256, 256), np.pi * (wave(5, 9, offset=5.0) + 1))
+    turned = rotate(noise, -degrees)  # the reference counts clockwise
+    for place, value in entries.items():
+        assert turned[place] == pytest.approx(value, abs=2e-2)
+    assert np.count_nonzero(turned > 0.5) == pytest.approx(masked, rel=0.02)
+
+
+def test_masks_cover_a_twentieth():
+    shares = [perlin_mask((256, 256), np.random.default_rng([7, number])).mean() for number in range(1500)]
+    assert np.mean(shares) == pytest.approx(0.049, abs=0.004)
+    assert np.mean(np.array(shares) == 0) == pytest.approx(0.043, abs=0.02)
+
+
+@pytest.mark.parametrize("size", [(64, 96), (65, 79), (32, 32), (200, 700)])
+def test_masks_have_any_size(size):
+    masks = [perlin_mask(size, np.random.default_rng(number)) for number in range(20)]
+    assert {mask.shape for mask in masks} == {size}
+    assert any(mask.any() for mask in masks)
+
+
+def test_blend_is_that_of_the_reference():
+    clean = np.floor(127.5 * (1 + wave(8, 8, 3, offset=5.0))).astype(np.uint8)
+    foreign = np.floor(127.5 * (1 + wave(8, 8, 3, offset=7.0))).astype(np.uint8)
+    mask = np.zeros((8, 8), bool)
+    mask[2:6, 1:5] = True
+    made = blend(clean, foreign, mask, 0.7)
+    assert made.sum() == 25677
+    assert [made[2, 1, 0], made[3, 3, 1], made[5, 4, 2], made[0, 0, 0]] == [68, 188, 202, 9]
+    np.testing.assert_array_equal(made[~mask], clean[~mask])
+    assert np.abs(blend(clean, clean, mask, 0.7).astype(int) - clean).max() <= 1
+
+
+PICTURES = np.random.default_rng(0).integers(0, 256, (4, 40, 48, 3), dtype=np.uint8)
+EVERYWHERE = np.ones((4, 40, 48), bool)
+
+
+def test_items_depend_on_their_key_alone_and_half_are_clean():
+    recipe = Recipe(sources=parse("self,procedural"), seed=3)
+    items = [recipe.item(PICTURES, EVERYWHERE, number % 4, (0, number)) for number in range(400)]
+    again = recipe.item(PICTURES, EVERYWHERE, 1, (0, 257))
+    np.testing.assert_array_equal(again.damaged, items[257].damaged)
+    np.testing.assert_array_equal(again.mask, items[257].mask)
+    assert np.mean([not item.source for item in items]) == pytest.approx(0.5, abs=0.08)
+    assert {item.source for item in items} == {"", "self", "procedural"}
+    for item in items:
+        assert item.mask.any() == bool(item.source)
+        np.testing.assert_array_equal(item.damaged[~item.mask], item.clean[~item.mask])
+
+
+def test_defects_lie_on_the_foreground():
+    foregrounds = np.zeros((4, 40, 48), bool)
+    foregrounds[:, :, 24:] = True
+    recipe = Recipe(sources=parse("procedural"), clean_share=0.0)
+    items = [recipe.item(PICTURES, foregrounds, 0, (number,)) for number in range(30)]
+    assert not any(item.mask[:, :24].any() for item in items)
+    assert sum(item.mask.any() for item in items) > 20
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_made_sources_give_other_pictures(name):
+    give, _ = MADE[name]
+    made = [give(PICTURES, 1, np.random.default_rng(number)) for number in range(12)]
+    assert all(picture.shape == (40, 48, 3) and picture.dtype == np.uint8 for picture in made)
+    assert len({picture.tobytes() for picture in made}) == 12
+    assert all((picture != PICTURES[1]).any() for picture in made)
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__.strip("_"))
+def test_ways_of_changing_keep_type_and_shape(way):
+    for number in range(5):
+        changed = way(PICTURES[0], np.random.default_rng(number))
+        assert (changed.shape, changed.dtype) == (PICTURES[0].shape, np.uint8)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS, ids=lambda pattern: pattern.__name__.strip("_"))
+def test_patterns_are_shares(pattern):
+    made = pattern((33, 47), np.random.default_rng(0))
+    assert made.shape == (33, 47)
+    assert 0 <= made.min() <= made.max() <= 1
+
+
+def test_only_what_changed_counts_as_damaged():
+    recipe = Recipe(sources=parse("cutpaste"), clean_share=0.0, least_change=8)
+    halves = np.zeros((1, 64, 64, 3), np.uint8)
+    halves[:, :, 32:] = 250
+    items = [recipe.item(halves, np.ones((1, 64, 64), bool), 0, (number,)) for number in range(20)]
+    for item in items:
+        changed = np.abs(item.damaged.astype(int) - item.clean).max(axis=2)
+        np.testing.assert_array_equal(item.mask, changed > 0)
+        assert changed[item.mask].min() >= 8
+        assert (item.damaged == item.damaged[:, :, :1]).all()  # grey stays grey
+    assert sum(item.mask.any() for item in items) == 20
+
+
+def test_weights_are_shares():
+    recipe = Recipe(sources=parse("self=3,procedural=1"), clean_share=0.0)
+    names = [recipe.item(PICTURES, EVERYWHERE, 0, (number,)).source for number in range(300)]
+    assert names.count("self") == pytest.approx(225, abs=30)
+    assert isinstance(recipe.sources[0], Source)

@@ -1,0 +1,127 @@
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from blemish.errors import ConfigError, TrainingError
+from blemish.training import Plan, Unfinished, choose_precision, optimise
+
+PLAN = Plan(steps=20, learning_rate=1e-2, schedule="cosine", precision="float32", evaluations=4, save_every=0)
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 1, 3, padding=1))
+    return layers.to(memory_format=torch.channels_last)
+
+
+def batch(step: int) -> Tensor:
+    return torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(step))
+
+
+def fit(module: nn.Module, unfinished: Unfinished | None = None, stop: int | None = None, plan: Plan = PLAN):
+    taken = []
+
+    def loss(images: Tensor) -> dict[str, Tensor]:
+        if len(taken) == stop:
+            raise KeyboardInterrupt
+        taken.append(images)
+        return {"square": (module(images) - images.mean(1, keepdim=True)).square().mean()}
+
+    def validate() -> float:
+        return -float((module(batch(999)) - batch(999).mean(1, keepdim=True)).square().mean())
+
+    return optimise(loss, module, batch, plan, validate, unfinished), len(taken)
+
+
+def test_the_loss_falls_and_the_best_weights_are_left():
+    module = network()
+    outcome, _ = fit(module)
+    assert outcome.step == 20
+    assert [step for step, _ in outcome.scores] == [5, 10, 15, 20]
+    assert outcome.losses[-1][1]["square"] < outcome.losses[0][1]["square"] / 2
+    assert outcome.best is not None
+    module.eval()
+    with torch.inference_mode():
+        again = -float((module(batch(999)) - batch(999).mean(1, keepdim=True)).square().mean())
+    assert again == pytest.approx(outcome.best[1])
+
+
+def test_a_killed_training_goes_on_to_the_same_weights(tmp_path: Path):
+    whole, resumed = network(), network()
+    fit(whole)
+    unfinished = Unfinished(tmp_path / "state", "one")
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            fit(resumed, unfinished, stop=7)
+        resumed = network()
+    outcome, taken = fit(resumed, unfinished)
+    assert taken == 6
+    assert outcome.step == 20
+    assert len(outcome.scores) == 4
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(resumed.state_dict()[name], value, rtol=0, atol=0)
+
+
+def test_the_state_of_another_training_is_not_taken_up(tmp_path: Path):
+    fit(network(), Unfinished(tmp_path / "state", "one"))
+    assert fit(network(), Unfinished(tmp_path / "state", "one"))[1] == 0
+    assert fit(network(), Unfinished(tmp_path / "state", "another"))[1] == 20
+
+
+@pytest.mark.parametrize("kind", ["loss", "gradient"])
+def test_a_loss_that_is_no_number_stops_with_the_weights_from_before(tmp_path: Path, kind: str):
+    module = network()
+    before: list[dict[str, Tensor]] = []
+
+    def loss(images: Tensor) -> dict[str, Tensor]:
+        before.append({name: value.clone() for name, value in module.state_dict().items()})
+        if len(before) == 4 and kind == "loss":
+            images = images * math.nan
+        made = module(images)
+        return {
+            "size": made.square().mean() if len(before) < 4 or kind == "loss" else made.sub(made).abs().sqrt().sum()
+        }
+
+    unfinished = Unfinished(tmp_path / "state", "one")
+    with pytest.raises(
+        TrainingError, match=rf"the {kind} of step 4 is not a finite number.*--learning-rate below 0.01"
+    ):
+        optimise(loss, module, batch, PLAN, None, unfinished)
+    for name, value in module.state_dict().items():
+        torch.testing.assert_close(value, before[-1][name], rtol=0, atol=0)
+    again = network()
+    with pytest.raises(KeyboardInterrupt):
+        fit(again, unfinished, stop=0)
+    for name, value in again.state_dict().items():
+        torch.testing.assert_close(value, before[-1][name], rtol=0, atol=0)
+
+
+def test_time_is_a_budget():
+    outcome, _ = fit(network(), plan=Plan(minutes=0.01, precision="float32", evaluations=2))
+    assert 0.6 <= outcome.seconds < 5
+    assert len(outcome.scores) == 2
+
+
+def test_a_batch_that_can_not_be_made_stops_it():
+    def broken(step: int) -> Tensor:
+        raise OSError("gone")
+
+    with pytest.raises(OSError, match="gone"):
+        optimise(lambda images: {"x": images.sum()}, network(), broken, PLAN)
+
+
+def test_half_precision_learns_too():
+    outcome, _ = fit(network(), plan=Plan(steps=20, learning_rate=1e-2, precision="bfloat16"))
+    assert outcome.losses[-1][1]["square"] < outcome.losses[0][1]["square"]
+    assert choose_precision("auto", torch.device("cpu")) in {torch.bfloat16, torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"), [({}, "has no end"), ({"steps": 0}, "--steps is 0"), ({"minutes": -1.0}, "--minutes is -1")]
+)
+def test_plans_without_sense_are_refused(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        Plan(**fields)
