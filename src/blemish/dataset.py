@@ -163,7 +163,7 @@ def open_dataset(
     samples = [sample for name in wanted for sample in module.read(root, name)]
     if train_dir is not None:
         samples = _with_train_dir(samples, (root.parent if root.is_file() else root) / train_dir, wanted)
-    held_out = _hold_out(samples, validation_fraction, seed)
+    held_out = hold_out(samples, validation_fraction, seed)
     held_out.sort(key=lambda sample: (sample.category, str(sample.path)))
     return Dataset(module.TITLE, root, tuple(held_out), tuple(wanted), module.LEARNS_FROM)
 
@@ -354,7 +354,7 @@ def _with_train_dir(samples: list[Sample], folder: Path, categories: list[str]) 
     return learn + [sample for sample in samples if sample.split != "train" and sample.path.parent not in places]
 
 
-def _hold_out(samples: list[Sample], fraction: float, seed: int) -> list[Sample]:
+def hold_out(samples: list[Sample], fraction: float, seed: int) -> list[Sample]:
     """Moves some good training pictures to validation, where a category has none there."""
     result = []
     for own in _grouped(samples).values():

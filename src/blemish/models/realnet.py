@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the usual name
 
-from blemish.dataset import Dataset, digest
+from blemish.dataset import Dataset, digest, hold_out
 from blemish.detector import Detector, DetectorConfig
 from blemish.errors import ConfigError
 from blemish.nn.backbone import Backbone
@@ -54,6 +54,9 @@ REMEMBERED_BYTES = 2e9
 
 VALIDATED = 32
 """Damaged pictures that weights are judged on, however few were held out: three would be a lottery."""
+
+
+CHOOSING = 0.1  # share of the training pictures that choose, so that those for calibration need not
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,16 +272,16 @@ class RealNet(Detector):
         return self
 
     def learn(self, data: Dataset, preprocessing: Preprocessing) -> None:
-        """Chooses channels, then trains; the weights that find made defects on `data.validation` best are kept."""
-        groups = read_groups(data.train, preprocessing, self.config.foreground, self.failures)
+        """Chooses channels and trains on most of `data.train`; the rest chooses among the states of the training."""
+        samples = hold_out(data.train, CHOOSING, self.config.seed)
+        splits = [[sample for sample in samples if sample.split == name] for name in ("train", "validation")]
+        groups, held_out = (read_groups(own, preprocessing, self.config.foreground, self.failures) for own in splits)
         pictures = self._pictures(groups)
-        plan = self.config.plan(len(pictures))
         self._choose_features(pictures)
         self.good = self._remember(pictures)
-        held_out = read_groups(data.validation, preprocessing, self.config.foreground, [])
         validate = partial(self._validate, self._pictures(held_out)) if held_out else None
         unfinished = None if self.unfinished is None else Unfinished(self.unfinished, self._fingerprint(data))
-        batches = partial(self._batch, pictures)
+        plan, batches = self.config.plan(len(pictures)), partial(self._batch, pictures)
         self.outcome = optimise(self._loss, self.network, batches, plan, validate, unfinished)
         self.good = []
 
@@ -316,10 +319,9 @@ class RealNet(Detector):
     def _see(self, pictures: Tensor) -> list[Tensor]:
         """Features of pictures (B, H, W, 3) uint8, as the backbone gives them; without gradients."""
         image = pictures.to(self.device).permute(0, 3, 1, 2).float() / 255
+        padded = F.pad(image, self.config.padding(image.shape[-2:]), mode="replicate")
         with torch.no_grad():
-            features: list[Tensor] = self.backbone(
-                F.pad(image, self.config.padding(image.shape[-2:]), mode="replicate")
-            )
+            features: list[Tensor] = self.backbone(padded)
         return features
 
     def _choose_features(self, pictures: Pictures) -> None:
