@@ -20,6 +20,9 @@ from blemish.nn.backbone import Backbone
 from blemish.progress import Bar, bar
 from blemish.types import Prediction, Preprocessing
 
+POOL = 1024
+"""Farthest points that the coreset is chosen among before all are looked at again."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PatchCoreConfig(DetectorConfig):
@@ -204,7 +207,7 @@ def greedy_coreset(points: Tensor, size: int, draw: torch.Generator, drawn: Bar 
     nearest = squared_distances(points, points[first : first + 1]).squeeze(1)
     nearest[first] = 0
     while len(chosen) < size:
-        far, index = nearest.topk(min(4096, len(points)))
+        far, index = nearest.topk(min(POOL, len(points)))
         picks = _greedy_in_pool(points[index], far, size - len(chosen))
         if not len(picks):
             break
