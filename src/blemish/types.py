@@ -148,11 +148,11 @@ class Threshold:
         >>> Calibration(tuple(range(99)), (0.0,)).threshold(0.01).sentence()
         'threshold 98: at most 1 in 100 good parts is expected above it (99 good pictures held out of training).'
         """
-        promise = f"threshold {self.value:.6g}: at most {_rate(self.promised)} good parts is expected above it"
+        promise = f"threshold {self.value:.6g}: at most {one_in(self.promised)} good parts is expected above it"
         if self.is_kept:
             return f"{promise} ({self.good_pictures} good pictures held out of training)."
         return (
-            f"{promise}. To promise {_rate(self.asked)} takes {good_pictures_for(self.asked)} good pictures held "
+            f"{promise}. To promise {one_in(self.asked)} takes {good_pictures_for(self.asked)} good pictures held "
             f"out of training; there are {self.good_pictures}."
         )
 
@@ -302,5 +302,10 @@ def _conformal(good_scores: Sequence[float], rate: float) -> Threshold:
     )
 
 
-def _rate(share: float) -> str:
-    return f"1 in {1 / share:.4g}"
+def one_in(rate: float) -> str:
+    """A small share as people say it.
+
+    >>> one_in(0.005)
+    '1 in 200'
+    """
+    return f"1 in {1 / rate:.4g}"

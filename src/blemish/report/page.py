@@ -27,7 +27,6 @@ from blemish.report.summary import (
     headline,
     is_broken,
     number,
-    one_in,
     printable,
     promise,
     promised,
@@ -39,7 +38,7 @@ from blemish.report.summary import (
     thresholds,
 )
 from blemish.scoring import Judged, Report, Scored, judge
-from blemish.types import Failure
+from blemish.types import Failure, one_in
 
 GALLERY = 8
 """Pictures that a gallery shows, at most; fewer when there are many categories."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from blemish.metric import Results
 from blemish.scoring import Report, Scored
-from blemish.types import Failure, Sample, Threshold
+from blemish.types import Failure, Sample, Threshold, one_in
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -317,15 +317,6 @@ def number(value: float | None) -> str:
     '0.9877'
     """
     return _NONE if value is None or not math.isfinite(value) else f"{value:.4f}"
-
-
-def one_in(rate: float) -> str:
-    """A small share as people say it.
-
-    >>> one_in(0.005)
-    '1 in 200'
-    """
-    return f"1 in {1 / rate:.4g}"
 
 
 def share(part: int, total: int) -> str:
