@@ -148,7 +148,11 @@ def rendered(report: Report, width: int = 80) -> str:
 def test_table_has_the_numbers_of_the_results(mixed):
     report, _ = mixed
     values = report.results.metrics["part"]
-    assert cells_of(report) == [["part"], *([f"{values[name]:.4f}"] for name in summary.columns(report.results))]
+    floors = summary.floors(report.results.mean)
+    assert cells_of(report) == [
+        ["part", "no skill"],
+        *([f"{values[name]:.4f}", summary.number(floors.get(name))] for name in summary.columns(report.results)),
+    ]
     assert summary.columns(report.results) == list(summary.COLUMNS)
     assert [column.header.replace("\n", "") for column in reports.table(report.results).columns] == [
         "category",
@@ -161,8 +165,35 @@ def test_table_fits_into_80_characters_and_ends_with_the_mean(tmp_path):
     lines = rendered(report).splitlines()
     assert max(map(len, lines)) <= 80
     assert "cable [red]" in rendered(report, 120), "names are no markup"
-    assert cells_of(report)[0] == ["bottle", "cable [red]", "mean"]
-    assert cells_of(report)[1][-1] == f"{report.results.mean['image_auroc']:.4f}"
+    assert cells_of(report)[0] == ["bottle", "cable [red]", "mean", "no skill"]
+    assert cells_of(report)[1][-2] == f"{report.results.mean['image_auroc']:.4f}"
+
+
+def test_floors_are_those_of_marking_everything(mixed):
+    """Of 8 pictures 4 are defective; three of the masks cover 144 of 2240 pixels each."""
+    report, chosen = mixed
+    values = report.results.metrics["part"]
+    share = values["pixel_ap_chance"]
+    assert summary.floors(values) == {
+        "image_auroc": 0.5,
+        "pixel_auroc": 0.5,
+        "image_ap": 0.5,
+        "image_f1_max": pytest.approx(2 / 3),
+        "pixel_ap": share,
+        "pixel_f1_max": pytest.approx(2 * share / (1 + share)),
+        "pixel_iou_max": share,
+    }
+    assert 0 < share < 144 / 2240
+    assert f"no skill {summary.number(0.5)}" in page_of(report, chosen).text
+
+
+def test_figures_without_skill_are_named(tmp_path):
+    """A constant map says nothing; marking everything gives an IoU that looks like something."""
+    report, _ = scored(tmp_path, mvtec("part"))
+    metrics = {"part": {"pixel_iou_max": 0.17, "pixel_iou_max_chance": 0.161, "image_auroc": 0.52, "image_ap": 0.9}}
+    results = replace(report.results, metrics=metrics, mean=metrics["part"])
+    (line,) = [line for line in summary.caveats(results) if "skill" in line]
+    assert line == "part: hardly above what takes no skill (in brackets): pixel_iou_max 0.1700 (0.1610)."
 
 
 def test_table_drops_columns_that_nobody_has_and_shows_a_dash_for_the_rest(tmp_path):
@@ -216,7 +247,7 @@ def test_headline_counts_decisions(mixed):
 def test_kept_promise_is_not_called_broken(tmp_path):
     report, chosen = scored(tmp_path, mvtec("part"), calibration=Calibration((0.7,) * 99, (0.7,) * 99))
     assert "Seen: 0 of 3 (0.0 %) good rejected." in reports.notes(report)[0]
-    assert "chance" not in page_of(report, chosen).text
+    assert "chance explains" not in page_of(report, chosen).text
 
 
 def test_grey_zone_is_counted_apart(tmp_path):

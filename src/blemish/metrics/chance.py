@@ -19,9 +19,8 @@ def share(evidence: Evidence, level: Level) -> float:
     """Share of the pictures, parts or pixels that are defective: their average precision at random."""
     if level != "pixel":
         return float(np.mean(evidence.scores(level)[1]))
-    evidence.need_pixels()
-    defective = float(evidence.anomalous.totals[0])
-    return defective / (defective + float(evidence.normal.totals[0]))
+    _, _, true, normal = evidence.curve(level)
+    return float(true[-1] / (true[-1] + normal))
 
 
 def f1_of_all(evidence: Evidence, level: Level) -> float:
@@ -30,7 +29,7 @@ def f1_of_all(evidence: Evidence, level: Level) -> float:
     return 2 * found / (1 + found)
 
 
-_FLOORS: tuple[tuple[str, str, Callable[..., float]], ...] = (
+_FLOORS: tuple[tuple[str, Level, Callable[..., float]], ...] = (
     ("image_ap", "image", share),
     ("image_f1_max", "image", f1_of_all),
     ("pixel_ap", "pixel", share),
@@ -41,7 +40,7 @@ _FLOORS: tuple[tuple[str, str, Callable[..., float]], ...] = (
 METRICS = tuple(
     Metric(
         name=f"{name}_chance",
-        level="image" if level == "image" else "pixel",
+        level=level,
         description=f"the floor of {name}: what calling everything defective gets",
         compute=partial(compute, level=level),
     )
