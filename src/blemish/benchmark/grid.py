@@ -37,7 +37,9 @@ def parse_settings(words: Sequence[str]) -> dict[str, Setting]:
         try:
             read = tomllib.loads(word)
         except tomllib.TOMLDecodeError as error:
-            raise ConfigError(f'--settings "{word}" can\'t be read ({error}); expected NAME={{KEY=VALUE, ...}}.') from error
+            raise ConfigError(
+                f'--settings "{word}" can\'t be read ({error}); expected NAME={{KEY=VALUE, ...}}.'
+            ) from error
         found |= _check_settings(read)
     return found
 
@@ -284,5 +286,3 @@ def _fingerprint(samples: Sequence[Sample]) -> str:
         sizes = [path.stat().st_size if path.exists() else -1 for path in (sample.path, *sample.masks)]
         key.update(repr((sample, sizes)).encode("utf-8", "surrogateescape"))
     return key.hexdigest()[:16]
-
-

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -134,7 +133,10 @@ class Table:
             lines.append(f"Each figure is the mean over {seeds} seeds, with half its 95 % interval by Student's t.")
         lines += [f"{outcome.cell.name} failed: {outcome.reason}" for outcome in self.failed]
         for outcome in self.outcomes:
-            unused = [*(outcome.fit.failures if outcome.fit else ()), *(outcome.scores.failures if outcome.scores else ())]
+            unused = [
+                *(outcome.fit.failures if outcome.fit else ()),
+                *(outcome.scores.failures if outcome.scores else ()),
+            ]
             if unused:
                 lines.append(f"{outcome.cell.name}: {len(unused)} pictures could not be used, first: {unused[0]}")
         lines += dict.fromkeys(note for outcome in self.outcomes if outcome.scores for note in outcome.scores.notes)
@@ -182,7 +184,9 @@ def _mean_row(about: Row, own: dict[str, list[dict[str, float]]], group: Sequenc
         by_seed.setdefault(outcome.cell.seed, []).append(outcome)
     found = []
     for outcomes in by_seed.values():
-        metrics = {name: values for outcome in outcomes if outcome.scores for name, values in outcome.scores.metrics.items()}
+        metrics = {
+            name: values for outcome in outcomes if outcome.scores for name, values in outcome.scores.metrics.items()
+        }
         if {*there} <= {name for outcome in outcomes for name in outcome.cell.categories}:
             costs = [_cost(outcome) for outcome in outcomes]
             found.append(_mean([metrics.get(name, {}) for name in there]) | (costs[0] if together else _mean(costs)))
@@ -275,7 +279,15 @@ def to_csv(table: Table) -> str:
     """The table, a line for each row; each figure has a column for its interval behind it."""
     columns = [*table.columns(), *table.costs()]
     lines: list[list[object]] = [
-        ["data", "model", "setting", "category", "seeds", "source", *(f"{name}{end}" for name in columns for end in ("", "_interval"))]
+        [
+            "data",
+            "model",
+            "setting",
+            "category",
+            "seeds",
+            "source",
+            *(f"{name}{end}" for name in columns for end in ("", "_interval")),
+        ]
     ]
     for row in table.rows():
         figures = [row.values.get(name) for name in columns]
@@ -283,13 +295,21 @@ def to_csv(table: Table) -> str:
         lines.append([row.data, row.model, row.setting, row.category, row.seeds, "", *map(_plain, values)])
     for item in table.beside():
         values = [value for name in columns for value in (item.values.get(name), None)]
-        lines.append([item.dataset, item.method, item.setting, item.category or MEAN, "", item.source, *map(_plain, values)])
+        lines.append(
+            [item.dataset, item.method, item.setting, item.category or MEAN, "", item.source, *map(_plain, values)]
+        )
     return _csv(lines)
 
 
 def cells_to_csv(table: Table) -> str:
     """Every category of every cell with all its metrics: what the table was made of."""
-    known = {name for outcome in table.outcomes if outcome.scores for values in outcome.scores.metrics.values() for name in values}
+    known = {
+        name
+        for outcome in table.outcomes
+        if outcome.scores
+        for values in outcome.scores.metrics.values()
+        for name in values
+    }
     names = [name for name in all_metrics() if name in known]
     about = ["data", "model", "setting", "category", "seed", "together", "protocol", "folder", "reason"]
     lines: list[list[object]] = [[*about, *COSTS, *names]]
@@ -326,18 +346,22 @@ def to_html(table: Table) -> str:
     rows, columns = table.rows(), [*table.columns(), *table.costs()]
     template = resources.files("blemish.benchmark").joinpath("table.html.jinja").read_text("utf-8")
     described = COSTS | {name: metric.description for name, metric in all_metrics().items()}
-    return environment().from_string(template).render(
-        grid=asdict(table.grid),
-        about=_about(rows),
-        columns=columns,
-        described=described,
-        rows=[(row, [cell_text(row.values.get(name), name) for name in columns]) for row in rows],
-        mean=MEAN,
-        metrics=table.columns(),
-        beside=table.beside(),
-        notes=table.notes(),
-        failed=table.failed,
-        cells=len(table.outcomes),
+    return (
+        environment()
+        .from_string(template)
+        .render(
+            grid=asdict(table.grid),
+            about=_about(rows),
+            columns=columns,
+            described=described,
+            rows=[(row, [cell_text(row.values.get(name), name) for name in columns]) for row in rows],
+            mean=MEAN,
+            metrics=table.columns(),
+            beside=table.beside(),
+            notes=table.notes(),
+            failed=table.failed,
+            cells=len(table.outcomes),
+        )
     )
 
 

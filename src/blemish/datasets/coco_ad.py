@@ -14,7 +14,6 @@ Source: arXiv 2404.10760 (COCO-AD); the pictures and annotations are COCO's, arX
 """
 
 import json
-import os
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -107,7 +106,9 @@ def prepare(coco: Path, out: Path, *, copy: bool = False) -> list[str]:
     check_writable(out / _INDEX)
     train, test = (_read_instances(coco, part) for part in (_TRAIN, _TEST))
     if train.classes != test.classes:
-        raise DatasetError(f"{coco}: the classes of {_TRAIN} and {_TEST} differ; expected those of one release of COCO.")
+        raise DatasetError(
+            f"{coco}: the classes of {_TRAIN} and {_TEST} differ; expected those of one release of COCO."
+        )
     splits = {name: _Split.of(number, train, test) for number, name in enumerate(COUNTS)}
     is_official = all(len(part.pictures) == _LISTED[part.name] for part in (train, test))
     notes = _check_counts(splits, coco) if is_official else []
@@ -195,9 +196,7 @@ def _read_instances(coco: Path, name: str) -> _Instances:
     # Shapes are most of the 450 MB of train2017, and only the abnormal things of the test are drawn.
     wanted = _KEYS | (_SHAPE_KEYS if name == _TEST else set())
     try:
-        found = json.loads(
-            file.read_bytes(), object_hook=lambda item: {key: item[key] for key in item.keys() & wanted}
-        )
+        found = json.loads(file.read_bytes(), object_hook=lambda item: {key: item[key] for key in item.keys() & wanted})
         classes = {int(item["id"]): str(item["name"]) for item in found["categories"]}
         pictures = {
             int(item["id"]): _Picture(str(item["file_name"]), (int(item["height"]), int(item["width"])))
@@ -206,7 +205,7 @@ def _read_instances(coco: Path, name: str) -> _Instances:
         annotations = _by_picture(found["annotations"], pictures, classes, file)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DatasetError(
-            f"{file} can't be read as instance annotations of COCO ({type(error).__name__}: {error}); download it again."
+            f"{file} can't be read as COCO's instance annotations ({type(error).__name__}: {error}); download it again."
         ) from error
     if len(classes) != SPLITS * CLASSES:
         raise DatasetError(f"{file} has {len(classes)} classes; expected COCO's {SPLITS * CLASSES}.")
@@ -235,7 +234,7 @@ def _match_files(
     folder: Path, pictures: Mapping[int, _Picture], annotated: Mapping[int, Sequence[Mapping[str, Any]]]
 ) -> list[str]:
     """What was left out, in sentences; raises `DatasetError` where annotated pictures are not there."""
-    files = set(os.listdir(folder)) if folder.is_dir() else set()
+    files = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     missing = [pictures[number].name for number in annotated if pictures[number].name not in files]
     if missing:
         named = ", ".join(missing[:_NAMED]) + (", …" if len(missing) > _NAMED else "")
@@ -244,9 +243,13 @@ def _match_files(
             "them: unpack the archive of pictures there."
         )
     bare = len(pictures) - len(annotated)
-    unlisted = len({name for name in files if images.is_picture(Path(name))} - {item.name for item in pictures.values()})
+    unlisted = len(
+        {name for name in files if images.is_picture(Path(name))} - {item.name for item in pictures.values()}
+    )
     notes = [f"{folder.name}: {bare} pictures without annotations were left out."] if bare else []
-    return notes + ([f"{folder.name}: {unlisted} pictures that the annotations don't list were left out."] * (unlisted > 0))
+    return notes + (
+        [f"{folder.name}: {unlisted} pictures that the annotations don't list were left out."] * (unlisted > 0)
+    )
 
 
 def _check_counts(splits: Mapping[str, _Split], coco: Path) -> list[str]:
@@ -257,7 +260,7 @@ def _check_counts(splits: Mapping[str, _Split], coco: Path) -> list[str]:
         if (train, good + bad) != (expected[0], sum(expected[1:])):
             raise DatasetError(
                 f"{coco}: {name} has {train} pictures to learn from and {good + bad} to test, and COCO-AD "
-                f"{expected[0]} and {sum(expected[1:])}; these are not the annotations of COCO 2017: download them again."
+                f"{expected[0]} and {sum(expected[1:])}; these are not COCO 2017's annotations: download them again."
             )
         if bad != expected[2]:
             notes.append(f"{name} has {bad} abnormal test pictures, where {expected[2]} are reported of COCO-AD.")

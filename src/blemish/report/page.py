@@ -106,24 +106,28 @@ def to_html(report: Report, predictor: Predictor) -> str:
     unread, unmasked = sorted_failures(report)
     by_defect = [values for kinds in report.results.by_defect.values() for values in kinds.values()]
     sections = _sections(report, predictor)
-    page = environment().get_template("page.html.jinja").render(
-        report=report,
-        headline=headline(report),
-        promised=promised(report),
-        notes=remarks(report),
-        columns=columns(report.results),
-        floors={name: value for name, value in floors(report.results.mean).items() if name in COLUMNS},
-        defect_columns=[name for name in _DEFECT_COLUMNS if any(name in values for values in by_defect)],
-        metrics=all_metrics(),
-        sections=sections,
-        broken=[section for section in sections if section.is_broken],
-        good=tally(report.scored, False),
-        defective=tally(report.scored, True),
-        decisions={"good": "passed", "review": "to a person", "defective": "rejected"},
-        thresholds=thresholds(report),
-        unread=unread,
-        unmasked=unmasked,
-        root=_root(report.scored),
+    page = (
+        environment()
+        .get_template("page.html.jinja")
+        .render(
+            report=report,
+            headline=headline(report),
+            promised=promised(report),
+            notes=remarks(report),
+            columns=columns(report.results),
+            floors={name: value for name, value in floors(report.results.mean).items() if name in COLUMNS},
+            defect_columns=[name for name in _DEFECT_COLUMNS if any(name in values for values in by_defect)],
+            metrics=all_metrics(),
+            sections=sections,
+            broken=[section for section in sections if section.is_broken],
+            good=tally(report.scored, False),
+            defective=tally(report.scored, True),
+            decisions={"good": "passed", "review": "to a person", "defective": "rejected"},
+            thresholds=thresholds(report),
+            unread=unread,
+            unmasked=unmasked,
+            root=_root(report.scored),
+        )
     )
     return printable(page)
 
