@@ -37,8 +37,13 @@ def _all() -> tuple[Published, ...]:
     text = resources.files("blemish.benchmark").joinpath("published.csv").read_text("utf-8")
     return tuple(
         Published(
-            *(row[name] for name in _ABOUT),
-            values={name: float(value) / 100 for name, value in row.items() if name not in _ABOUT and value},
+            row["dataset"],
+            row["category"],
+            row["method"],
+            row["setting"],
+            row["epochs"],
+            row["source"],
+            {name: float(value) / 100 for name, value in row.items() if name not in _ABOUT and value},
         )
         for row in csv.DictReader(text.splitlines())
     )

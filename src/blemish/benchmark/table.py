@@ -32,7 +32,7 @@ METRICS = (
     "mad",
 )
 """The columns of files, where none are asked for; a terminal shows `_SHOWN` of them."""
-_SHOWN = ("image_auroc", "pixel_auroc", "pixel_ap", "aupro", "mad")
+_SHOWN = ("image_auroc", "pixel_ap", "aupro", "mad", "fit_s", "ms_per_picture")
 COSTS = {
     "fit_s": "seconds to learn and calibrate",
     "ms_per_picture": "milliseconds to read, predict and decide one picture",
@@ -142,8 +142,8 @@ class Table:
         lines += dict.fromkeys(note for outcome in self.outcomes if outcome.scores for note in outcome.scores.notes)
         if self.grid.beside:
             lines.append(
-                "Published figures were not measured here; preprocessing, protocol and choice of epoch differ as their "
-                "sources say."
+                f"Figures published of {self.grid.beside} ({len(self.beside())} rows in the files) were not measured "
+                "here; preprocessing, protocol and choice of epoch differ as their sources say."
             )
         return [printable(line) for line in lines]
 
@@ -230,18 +230,18 @@ def cell_text(figure: Figure | None, name: str, separator: str = " ") -> str:
 
 
 def terminal_table(table: Table) -> "RichTable":
-    """The table for a terminal: few metrics, the interval below its mean."""
+    """The table for a terminal: few metrics, the interval below its mean; published figures of the same models."""
     from rich import box
     from rich.table import Table as RichTable
     from rich.text import Text
 
     rows = table.rows()
     names = [name for name in table.columns() if table.grid.metrics or name in _SHOWN]
-    columns = [*names, *table.costs()]
+    columns = [*names, *(name for name in table.costs() if name in _SHOWN)]
     shown = RichTable(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     about = _about(rows)
     for name in about:
-        shown.add_column(name, overflow="fold")
+        shown.add_column(name, overflow="fold", min_width=8)
     for name in columns:
         shown.add_column(name.replace("_", "_\n").replace("f1_\n", "f1_"), justify="right", no_wrap=True)
     for before, row in zip([None, *rows], rows, strict=False):
@@ -249,7 +249,8 @@ def terminal_table(table: Table) -> "RichTable":
             shown.add_section()
         texts = (cell_text(row.values.get(name), name, "\n") for name in columns)
         shown.add_row(*(Text(printable(getattr(row, name))) for name in about), *texts)
-    for item in table.beside():
+    own = tuple(name.lower() for name in table.grid.models)
+    for item in (item for item in table.beside() if item.method.lower().startswith(own)):
         values = (number(item.values.get(name)) for name in names)
         who = {"model": f"{item.method} ({item.source})", "category": item.category or MEAN}
         shown.add_row(*(who.get(name, "") for name in about), *values, style="dim")

@@ -181,7 +181,7 @@ def _pictures_of(root: Path) -> Path:
     index = root / _INDEX
     try:
         found = json.loads(index.read_text("utf-8"))
-        place = root / found[_PICTURES]
+        place = root / str(found[_PICTURES])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DatasetError(f"{index} can't be read ({error}); build it again: blemish prepare coco-ad") from error
     if not place.is_dir():
@@ -307,7 +307,7 @@ def _polygons(polygons: Sequence[Any], picture: _Picture, place: str) -> NDArray
         if len(points) < 3 or not (np.abs(points) < _FAR).all():
             raise DatasetError(f"{place}: a polygon of {len(points)} corners; expected at least 3 within the picture.")
         # One at a time, because overlapping ones would cancel each other.
-        cv2.fillPoly(drawn, [points.astype(np.int32)], 1)  # type: ignore[call-overload]
+        cv2.fillPoly(drawn, [points.astype(np.int32)], 1)
     if not polygons:
         raise DatasetError(f"{place}: has no polygon; expected at least one.")
     return drawn
