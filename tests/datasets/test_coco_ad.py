@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from pycocotools import mask as rle
+from faster_coco_eval.core import mask as rle
 
 from blemish import images
 from blemish.dataset import open_dataset, read_mask
@@ -58,7 +58,7 @@ def annotation(generator: random.Random, number: int, picture: int) -> tuple[dic
         return own | {"segmentation": [part[0] for part in parts]}, covered
     shape: dict[str, Any] = {"size": list(SIZE), "counts": runs(covered)}
     if form > 0.85:
-        packed = rle.encode(np.asfortranarray(covered, np.uint8))
+        packed = rle.encode(np.asfortranarray(covered.astype(np.uint8)))
         shape["counts"] = packed["counts"].decode()
     return own | {"segmentation": shape, "iscrowd": 1}, covered
 

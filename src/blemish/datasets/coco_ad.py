@@ -101,7 +101,7 @@ def prepare(coco: Path, out: Path, *, copy: bool = False) -> list[str]:
         DatasetError: annotations or pictures are missing or damaged, or are COCO's own and give
             other numbers than those published.
     """
-    from pycocotools import mask as rle
+    from faster_coco_eval.core import mask as rle
 
     check_writable(out / _INDEX)
     train, test = (_read_instances(coco, part) for part in (_TRAIN, _TEST))
