@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 from faster_coco_eval.core import mask as rle
+from PIL import Image
 
 from blemish import images
 from blemish.dataset import open_dataset, read_mask
@@ -65,7 +65,7 @@ def annotation(generator: random.Random, number: int, picture: int) -> tuple[dic
 
 def make(root: Path, train: int = 200, val: int = 120, seed: int = 0) -> dict[tuple[int, int], np.ndarray]:
     """Writes a set like COCO; {(picture of val2017, class): what is covered}. A tenth of it is not annotated."""
-    generator = random.Random(seed)
+    generator = random.Random(seed)  # noqa: S311 - nothing secret
     categories = [{"id": number, "name": f"class {number}"} for ids in IDS for number in ids]
     generator.shuffle(categories)
     truth: dict[tuple[int, int], np.ndarray] = {}
@@ -199,7 +199,10 @@ def shaped(shape: Any) -> Callable[[dict[str, Any]], object]:
     ("alter", "message"),
     [
         (lambda found: found["annotations"][3].update(category_id=12), "annotation 4 is of class 12, which is not the"),
-        (lambda found: found["annotations"][3].update(image_id=999), "annotation 4 is of picture 999, which is not lis"),
+        (
+            lambda found: found["annotations"][3].update(image_id=999),
+            "annotation 4 is of picture 999, which is not lis",
+        ),
         (lambda found: found["categories"].pop(), "has 79 classes; expected COCO's 80"),
         (lambda found: found.pop("images"), "can't be read as COCO's instance annotations (KeyError: 'images')"),
         (lambda found: found.update(annotations=[7]), "can't be read as COCO's instance annotations"),
@@ -279,7 +282,7 @@ def test_published_counts_add_up() -> None:
 
 
 def test_coco8(real_data: Path, tmp_path: Path) -> None:
-    """Eight real pictures: classes 51, 55, 56 · 25 · 64, 86 · 24 to learn from, 28, 1 · 18 · 19, 64, 1 · 1, 22 to test."""
+    """Real pictures with classes 51 55 56, 25, 64 86, 24 to learn from, and 28 1, 18, 19 64 1, 1 22 to test."""
     said = coco_ad.prepare(real_data / "coco8", tmp_path)
     counts = [(4, 0, 4), (2, 2, 2), (2, 3, 1), (3, 4, 0)]
     for number, (train, good, bad) in enumerate(counts):

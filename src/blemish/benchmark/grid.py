@@ -216,9 +216,9 @@ def cells_of(grid: Grid) -> list[Cell]:
         raise ConfigError("there is no data; name folders of pictures, or a .toml file that does.")
     cells = []
     for root in grid.data:
-        opened = {seed: _open(grid, root, seed) for seed in grid.seeds}
+        opened = [(seed, _open(grid, root, seed)) for seed in grid.seeds]
         for model, setting, config in _configured(grid):
-            for seed, data in opened.items():
+            for seed, data in opened:
                 parts = [tuple(data.categories)] if grid.together else [(name,) for name in data.categories]
                 cells += [_cell(grid, data, (model, setting, config), seed, names) for names in parts]
     # By their names, because a setting that says the same as another is another row of the table.
