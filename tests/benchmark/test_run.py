@@ -27,7 +27,7 @@ def grid(tmp_path: Path) -> Grid:
 def worker(place: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> Path:
     """Puts a script in place of Python; its arguments are -m, the module, the step and the folder."""
     file = place / "worker.sh"
-    file.write_text(f'#!/bin/sh\necho "$3 $OMP_NUM_THREADS" >> {place}/steps\n{script}\n')
+    file.write_text(f'#!/bin/sh\necho "$3" >> {place}/steps; echo "$OMP_NUM_THREADS" >> {place}/threads\n{script}\n')
     file.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(file))
     return place / "steps"
@@ -43,17 +43,16 @@ def finishing(cells: list[Cell]) -> str:
 
 
 def test_really_fits_and_scores_and_failures_stop_no_other(grid: Grid) -> None:
-    settings = {"good": {}, "bad": {"backbone": "resnet34"}}
-    cells = cells_of(replace(grid, settings=settings, backbone_weights="nowhere.safetensors"))
-    good, bad = (replace(cell, backbone_weights="default") if cell.setting == "good" else cell for cell in cells)
-    found = {outcome.cell.setting: outcome for outcome in run([bad, good], grid.out)}
-    assert found["good"].scores is not None
-    assert found["good"].fit is not None
-    assert 0 <= found["good"].scores.metrics["cloth"]["image_auroc"] <= 1
-    assert found["bad"].scores is None
-    assert found["bad"].reason.startswith("fit: ConfigError: ")
-    assert "nowhere.safetensors" in found["bad"].reason
-    assert "Traceback" not in (found["bad"].folder / "fit.log").read_text()
+    (good,) = cells_of(grid)
+    bad = replace(good, data="/nowhere")
+    found = {outcome.cell.data: outcome for outcome in run([bad, good], grid.out)}
+    scored, failed = found[good.data], found[bad.data]
+    assert scored.fit is not None
+    assert scored.scores is not None
+    assert 0 <= scored.scores.metrics["cloth"]["image_auroc"] <= 1
+    assert failed.scores is None
+    assert failed.reason.startswith("fit: DatasetError: /nowhere does not exist; ")
+    assert "Traceback" not in (failed.folder / "fit.log").read_text()
 
 
 def test_finished_cells_are_not_run_again(grid: Grid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +103,8 @@ def test_jobs_share_the_processors(grid: Grid, tmp_path: Path, monkeypatch: pyte
     waiting = f"touch {tmp_path}/here-$$; while [ $(ls {tmp_path}/here-* | wc -l) -lt 2 ]; do sleep 0.02; done; "
     steps = worker(tmp_path, monkeypatch, waiting + finishing(cells))
     assert all(outcome.scores for outcome in run(cells, grid.out, jobs=2)), "each waits until both are there"
-    assert set(steps.read_text().splitlines()) == {"fit 4", "score 4"}
+    assert sorted(steps.read_text().split()) == ["fit", "fit", "score", "score"]
+    assert (tmp_path / "threads").read_text().split() == ["4"] * 4
 
 
 def test_leaving_early_ends_what_runs(grid: Grid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,7 +58,7 @@ def test_means_and_intervals_are_those_of_students_t():
 
 @pytest.mark.parametrize("freedom", [1, 2, 9, 10, 11, 15, 40, 1000])
 def test_quantiles(freedom):
-    assert table.t_975(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), abs=1e-4)
+    assert table.t_975(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), abs=2e-4)
 
 
 def test_one_seed_has_no_interval():

@@ -65,10 +65,10 @@ class Scores:
 
 def fit(folder: Path, cell: Cell) -> None:
     """Learns, writes the artifact and what it took."""
+    data = _open(cell)
     from blemish import detector
 
     kind = detector.find(cell.model)
-    data = _open(cell)
     config = artifact.from_plain(type(detector.preset_of(kind, cell.model, "small")), dict(cell.config))
     learner = detector.create(cell.model, config=config, backbone_weights=cell.backbone_weights, device=cell.device)
     learner.unfinished = folder / f"{DETECTOR}.unfinished"

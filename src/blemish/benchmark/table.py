@@ -149,7 +149,7 @@ class Table:
 
 
 def t_975(freedom: int) -> float:
-    """The 97.5 % quantile of Student's t; beyond 10 degrees of freedom by its expansion, to 1e-4.
+    """The 97.5 % quantile of Student's t; beyond 10 degrees of freedom by its expansion, to 2e-4.
 
     >>> round(t_975(2), 2), round(t_975(30), 3)
     (4.3, 2.042)

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from blemish import registry
 from blemish.command import say
 
 
@@ -22,9 +23,8 @@ class PrepareCocoAd:
 
     def __call__(self) -> int:
         """Builds, and says what is in it."""
-        from blemish.datasets import coco_ad
-
-        say("\n".join(coco_ad.prepare(self.coco, self.out, copy=self.copy)))
+        prepare = registry.load("datasets", "coco_ad").prepare
+        say("\n".join(prepare(self.coco, self.out, copy=self.copy)))
         say(f"Written: {self.out}")
         say(f"Next: blemish fit patchcore {self.out} --category split_0 --out split_0.blemish")
         return 0
