@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -50,9 +51,10 @@ def run(cells: Sequence[Cell], out: Path, jobs: int = 1) -> Iterator[Outcome]:
             yield future.result()
     finally:  # also when the caller leaves, or is interrupted
         pool.shutdown(wait=False, cancel_futures=True)
-        for process in list(running):
-            process.terminate()
-        pool.shutdown()
+        while not all(future.done() for future in futures):  # a cell may be between its two processes
+            for process in list(running):
+                process.terminate()
+            time.sleep(0.05)
 
 
 def _run_cell(cell: Cell, place: Path, jobs: int, running: set[subprocess.Popen[bytes]]) -> Outcome:

@@ -37,6 +37,7 @@ COSTS = {
     "fit_s": "seconds to learn and calibrate",
     "ms_per_picture": "milliseconds to read, predict and decide one picture",
     "peak_gb": "largest memory of fit and score, in GB",
+    "gpu_gb": "largest memory of the fit on the GPU, in GB",
     "artifact_mb": "size of the artifact, in MB",
 }
 """What a cell took."""
@@ -211,6 +212,7 @@ def _cost(outcome: Outcome) -> dict[str, float]:
         "fit_s": fit.seconds,
         "ms_per_picture": 1000 * scores.seconds_per_picture,
         "peak_gb": max(fit.memory, scores.memory) / 1e9,
+        "gpu_gb": fit.gpu_memory / 1e9,
         "artifact_mb": fit.size / 1e6,
     }
     return {name: value for name, value in found.items() if value}
