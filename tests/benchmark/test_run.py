@@ -25,7 +25,7 @@ def grid(tmp_path: Path) -> Grid:
 
 
 def worker(place: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> Path:
-    """Puts a script in place of Python; its arguments are -m, the module, the step and the folder."""
+    """Puts a script in place of Python; its arguments are -c, the code, the step and the folder."""
     file = place / "worker.sh"
     file.write_text(f'#!/bin/sh\necho "$3" >> {place}/steps; echo "$OMP_NUM_THREADS" >> {place}/threads\n{script}\n')
     file.chmod(0o755)

@@ -1,4 +1,4 @@
-"""One cell, in a process of its own: `python -m blemish.benchmark.cell fit|score FOLDER`.
+"""One cell, in a process of its own, which is told to fit or to score it, and its folder.
 
 The folder holds the cell (`cell.json`); what comes of it is put there whole: `detector.blemish` and
 `fit.json`, then the scores. A killed fit goes on where it stopped, and its time is the time of all
@@ -167,7 +167,3 @@ def main() -> None:
     except BlemishError as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         sys.exit(2)
-
-
-if __name__ == "__main__":
-    main()

@@ -16,6 +16,8 @@ from blemish.benchmark.grid import Cell
 from blemish.errors import BlemishError
 from blemish.files import check_writable, write_text
 
+_WORKER = "from blemish.benchmark.cell import main; main()"
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -86,7 +88,7 @@ def _run_step(step: str, folder: Path, jobs: int, running: set[subprocess.Popen[
     shared = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs)), "GOMP_SPINCOUNT": "0"} if jobs > 1 else {}
     with log.open("wb") as opened:
         process = subprocess.Popen(  # noqa: S603 - this very program
-            [sys.executable, "-m", "blemish.benchmark.cell", step, str(folder)],
+            [sys.executable, "-c", _WORKER, step, str(folder)],
             stdin=subprocess.PIPE,
             stdout=opened,
             stderr=subprocess.STDOUT,
