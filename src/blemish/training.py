@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal, NoReturn, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar
 
 import torch
 from safetensors import safe_open
@@ -183,7 +183,7 @@ class _Run:
         shrinking = [parameter for parameter in trained if parameter.dim() > 1]
         others = [parameter for parameter in trained if parameter.dim() <= 1]
         self.parameters = shrinking + others
-        groups = [{"params": shrinking}, {"params": others, "weight_decay": 0.0}]
+        groups: list[dict[str, Any]] = [{"params": shrinking}, {"params": others, "weight_decay": 0.0}]
         # Without decay this is Adam, to the last digit.
         self.optimiser = torch.optim.AdamW(
             [group for group in groups if group["params"]],
