@@ -66,8 +66,6 @@ class TrainingConfig:
     """How often the weights are judged on pictures that were held out, evenly over the budget."""
 
     def __post_init__(self) -> None:
-        if self.steps is None and self.epochs is None and self.minutes is None:
-            raise ConfigError("training has no end: give a budget with --steps, --epochs or --minutes.")
         for name in ("steps", "epochs", "minutes", "learning_rate", "clip", "evaluations"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
@@ -78,7 +76,11 @@ class TrainingConfig:
             raise ConfigError(f"--weight-decay is {self.weight_decay}; expected 0 or more.")
 
     def counted(self, batches: float) -> "Plan":
-        """The same for so many batches an epoch."""
+        """The same for so many batches an epoch.
+
+        Raises:
+            ConfigError: no budget was given.
+        """
         by_epochs = None if self.epochs is None else max(1, math.ceil(self.epochs * batches))
         return Plan(self, min((steps for steps in (self.steps, by_epochs) if steps is not None), default=None))
 
@@ -91,6 +93,10 @@ class Plan:
     """How."""
     steps: int | None
     """Batches to learn from, at most."""
+
+    def __post_init__(self) -> None:
+        if self.steps is None and self.config.minutes is None:
+            raise ConfigError("training has no end: give a budget with --steps, --epochs or --minutes.")
 
     def progress(self, step: int, seconds: float) -> float:
         """The share of the budget that is spent; at 1 it is over."""
