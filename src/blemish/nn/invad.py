@@ -127,8 +127,9 @@ def upsample(feature: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     if weight.shape[-1] == 1:  # commutes with the blur, and is cheaper before it
         return double(F.conv2d(feature, weight, bias))
     wide = F.conv_transpose2d(feature, weight.transpose(0, 1), stride=2)
-    fir = _fir(wide).expand(len(weight), 1, 4, 4)
-    return F.conv2d(wide, fir, bias, padding=1, groups=len(weight))
+    # Biases are added apart, because their gradient is slow to come by in a grouped convolution.
+    blurred = F.conv2d(wide, _fir(wide).expand(len(weight), 1, 4, 4), padding=1, groups=len(weight))
+    return blurred + bias.to(blurred.dtype).view(-1, 1, 1)
 
 
 def double(feature: Tensor) -> Tensor:
