@@ -13,11 +13,9 @@ the embedded backbone, standardises features (so that no channel drowns the othe
 minutes on a CPU.
 """
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import ClassVar
@@ -26,8 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the usual name
 
-from blemish.dataset import Dataset, digest
-from blemish.detector import Detector, DetectorConfig, generator, to_tensor
+from blemish.dataset import Dataset
+from blemish.detector import Detector, DetectorConfig, TrainedConfig, generator, to_tensor
 from blemish.errors import ConfigError, DatasetError
 from blemish.feature_cache import FeatureCache, Features, origin, parse_size, place
 from blemish.images import Floats
@@ -35,14 +33,14 @@ from blemish.nn.backbone import Backbone
 from blemish.nn.blur import gaussian_blur
 from blemish.nn.invad import Decoder, Fuser
 from blemish.progress import note
-from blemish.training import Outcome, Plan, Precision, Schedule, Unfinished, autocast, choose_precision, optimise
+from blemish.training import Outcome, Precision, autocast, choose_precision, optimise
 from blemish.types import Prediction, Preprocessing
 
 SHUFFLE = 3  # what the order of the pictures is drawn for
 
 
 @dataclass(frozen=True, kw_only=True)
-class InvADConfig(DetectorConfig):
+class InvADConfig(TrainedConfig):
     """What can be chosen for InvAD."""
 
     strides: tuple[int, ...] = (4, 8, 16)
@@ -61,20 +59,6 @@ class InvADConfig(DetectorConfig):
     """Factor on the loss."""
     blur: float = 4.0
     """Standard deviation of the Gaussian that smooths the map, in pixels."""
-    steps: int | None = None
-    """Batches to learn from, at most."""
-    epochs: float | None = None
-    """Times to see each picture, at most."""
-    minutes: float | None = None
-    """Time to learn for, at most."""
-    learning_rate: float = 4e-3
-    """Of Adam."""
-    schedule: Schedule = "constant"
-    """Keep the learning rate, or let it fall to 0 (cosine)."""
-    clip: float | None = None
-    """Largest norm of gradients."""
-    precision: Precision = "auto"
-    """float32 or bfloat16; auto: bfloat16 where the processor is made for it."""
     top_share: float = 0.0
     """Share of the map whose highest values are averaged for the image score; 0: the highest alone."""
     feature_cache: str = "0"
@@ -97,18 +81,6 @@ class InvADConfig(DetectorConfig):
         if not 0 <= self.blur < math.inf:
             raise ConfigError(f"--blur is {self.blur}; expected 0 (none) or more.")
         parse_size(self.feature_cache)
-
-    def plan(self, pictures: int) -> Plan:
-        by_epochs = None if self.epochs is None else max(1, math.ceil(self.epochs * pictures / self.batch_size))
-        steps = min((steps for steps in (self.steps, by_epochs) if steps is not None), default=None)
-        return Plan(
-            steps=steps,
-            minutes=self.minutes,
-            learning_rate=self.learning_rate,
-            schedule=self.schedule,
-            clip=self.clip,
-            precision=self.precision,
-        )
 
     def padding(self) -> tuple[int, int, int, int]:
         """What to add left, right, above and below to a picture, so that all stages fit on one another."""
@@ -147,6 +119,8 @@ class InvAD(Detector):
             batch_size=32,
             epochs=300,
             learning_rate=0.004,
+            schedule="step",
+            betas=(0.0, 0.99),
             clip=5.0,
             precision="float32",
         ),
@@ -159,6 +133,8 @@ class InvAD(Detector):
             batch_size=32,
             epochs=300,
             learning_rate=0.004,
+            schedule="step",
+            betas=(0.0, 0.99),
             clip=5.0,
             precision="float32",
         ),
@@ -208,9 +184,8 @@ class InvAD(Detector):
             self._measure(features)
             if not len(features):
                 raise DatasetError(f"{data.root}: no training picture can be read; {self.failures[0].reason}")
-            unfinished = None if self.unfinished is None else Unfinished(self.unfinished, self._fingerprint(data))
-            batches = partial(self._batch, features)
-            self.outcome = optimise(self._loss, self.network, batches, config.plan(len(features)), None, unfinished)
+            plan, batches = config.plan(len(features)), partial(self._batch, features)
+            self.outcome = optimise(self._loss, self.network, batches, plan, None, self.state_of(data))
 
     def forward(self, image: Tensor) -> Prediction[Tensor]:
         """Angles between features and restored features as a smoothed map, and its highest values (section 3.4).
@@ -286,11 +261,6 @@ class InvAD(Detector):
             F.mse_loss(made.float(), feature) for made, feature in zip(self.network(features), features, strict=True)
         ]
         return {"features": self.config.loss_weight * torch.stack(distances).sum()}
-
-    def _fingerprint(self, data: Dataset) -> str:
-        learned_from = sorted(digest(sample.path) for sample in data.train)
-        known = json.dumps([asdict(self.config), learned_from])
-        return hashlib.sha256(known.encode()).hexdigest()
 
 
 def distance_map(features: Sequence[Tensor], restored: Sequence[Tensor], size: Sequence[int]) -> Tensor:

@@ -29,7 +29,7 @@ class Prepared(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self._kept: tuple[Tensor, ...] | None = None
-        self.register_load_state_dict_post_hook(Prepared._forget)
+        self.register_load_state_dict_post_hook(Prepared._forget)  # type: ignore[no-untyped-call]
 
     def prepare(self) -> tuple[Tensor, ...]:
         """What depends on the weights alone."""
@@ -54,7 +54,8 @@ class Prepared(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         self._forget()
-        return super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
 
 class EqualConv(Prepared):
