@@ -492,3 +492,20 @@ def test_masks_are_outlined_only_where_there_are_any(tmp_path):
     files = {**mvtec("part", bad=0), "part/test/dent/0.png": BAD, "part/ground_truth/dent/0_mask.png": MASK}
     report, chosen = scored(tmp_path, files)
     assert page_of(report, chosen).galleries()["Best finds"] == ["dent/0.png"]
+
+
+def test_one_model_for_several_categories_is_said_and_each_has_a_row(tmp_path, capsys):
+    report, chosen = scored(tmp_path, mvtec("bolt") | mvtec("nut"))
+    assert reports.headline(report).startswith("One brightness model for 2 categories was tested on ")
+    sentence = "One brightness model made all of this. It learned 2 categories together (bolt, nut)"
+    assert any(note.startswith(sentence) for note in reports.notes(report))
+    assert sentence in Page(reports.to_html(report, chosen)).text
+    Console(width=200).print(reports.table(report.results))
+    rows = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.strip()]
+    assert [row for row in rows if row in ("bolt", "nut", "mean")] == ["bolt", "nut", "mean"]
+
+
+def test_one_model_for_one_category_is_nothing_to_say(mixed):
+    report, _ = mixed
+    assert reports.headline(report).startswith("brightness was tested on ")
+    assert not any("made all of this" in note for note in reports.notes(report))
