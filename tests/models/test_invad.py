@@ -182,12 +182,23 @@ def test_a_killed_fit_goes_on_to_the_same_weights(data, tmp_path, monkeypatch):
         ({"top_share": 1.5}, "--top-share is 1.5"),
         ({"blur": float("nan")}, "--blur"),
         ({"feature_cache": "much"}, '--feature-cache is "much"; expected a size'),
-        ({"steps": None}, "has no end"),
     ],
 )
 def test_what_makes_no_sense_is_refused(changes, message):
     with pytest.raises(ConfigError, match=message):
         tiny(**changes)
+
+
+def test_a_training_without_an_end_is_refused_before_anything_is_read(data, monkeypatch):
+    monkeypatch.delattr(InvAD, "_see")
+    with pytest.raises(ConfigError, match="has no end"):
+        tiny(steps=None).fit(data)
+
+
+def test_an_epoch_drops_the_last_batch():
+    paper = InvAD.presets["paper"]
+    assert paper.plan(3629).steps == 300 * 113  # MVTec AD
+    assert paper.plan(20).steps == 300
 
 
 def test_options_are_those_of_the_config():

@@ -33,7 +33,7 @@ from blemish.nn.backbone import Backbone
 from blemish.nn.blur import gaussian_blur
 from blemish.nn.invad import Decoder, Fuser
 from blemish.progress import note
-from blemish.training import Outcome, Precision, autocast, choose_precision, optimise
+from blemish.training import Plan, Precision, autocast, choose_precision, optimise
 from blemish.types import Prediction, Preprocessing
 
 SHUFFLE = 3  # what the order of the pictures is drawn for
@@ -81,6 +81,10 @@ class InvADConfig(TrainedConfig):
         if not 0 <= self.blur < math.inf:
             raise ConfigError(f"--blur is {self.blur}; expected 0 (none) or more.")
         parse_size(self.feature_cache)
+
+    def plan(self, pictures: int) -> Plan:
+        """How to train on so many pictures; an epoch drops the last, incomplete batch."""
+        return self.counted(max(1, pictures // self.batch_size))
 
     def padding(self) -> tuple[int, int, int, int]:
         """What to add left, right, above and below to a picture, so that all stages fit on one another."""
@@ -167,8 +171,6 @@ class InvAD(Detector):
             self.register_buffer(f"mean_{number}", torch.zeros(channels, 1, 1))
             self.register_buffer(f"deviation_{number}", torch.ones(channels, 1, 1))
         self.to(memory_format=torch.channels_last)
-        self.outcome: Outcome | None = None
-        """What the last training came to."""
 
     def train(self, mode: bool = True) -> "InvAD":
         """Switches the trained part; the backbone stays as it is."""
@@ -179,12 +181,13 @@ class InvAD(Detector):
     def learn(self, data: Dataset, preprocessing: Preprocessing) -> None:
         """Trains on `data.train`; the names of categories are not looked at."""
         config = self.config
+        plan = config.plan(len(data.train))
         with place(config.feature_cache_dir, self.unfinished) as folder:
             features = self._features(data, preprocessing, folder)
             self._measure(features)
             if not len(features):
                 raise DatasetError(f"{data.root}: no training picture can be read; {self.failures[0].reason}")
-            plan, batches = config.plan(len(features)), partial(self._batch, features)
+            batches = partial(self._batch, features)
             self.outcome = optimise(self._loss, self.network, batches, plan, None, self.state_of(data))
 
     def forward(self, image: Tensor) -> Prediction[Tensor]:
