@@ -143,7 +143,7 @@ class InvAD(Detector):
             precision="float32",
         ),
         "small": InvADConfig(
-            steps=2000,
+            steps=2500,
             learning_rate=0.004,
             schedule="cosine",
             clip=5.0,
