@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from blemish.errors import ConfigError, TrainingError
 from blemish.files import replacing
 from blemish.progress import Bar, bar
+from blemish.types import Outcome
 
 Data = TypeVar("Data")
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -115,25 +116,6 @@ class Unfinished:
     """What the training depends on; the file of another training is not taken up."""
     save_every: float = 60.0
     """Seconds between two savings."""
-
-
-@dataclass
-class Outcome:
-    """What training came to."""
-
-    step: int = 0
-    """Batches learned from."""
-    seconds: float = 0.0
-    """Time spent, over all attempts."""
-    scores: list[tuple[int, float]] = field(default_factory=list)
-    """(step, what `validate` said)."""
-    losses: list[tuple[int, dict[str, float]]] = field(default_factory=list)
-    """(step, parts of the loss), about a hundred of them."""
-
-    @property
-    def best(self) -> tuple[int, float] | None:
-        """The step with the highest score, the later of equals; None where nothing was validated."""
-        return max(self.scores, key=lambda pair: (pair[1], pair[0]), default=None)
 
 
 def optimise(

@@ -129,7 +129,7 @@ def notes(report: Report) -> list[str]:
 
 def remarks(report: Report) -> list[str]:
     """Why metrics have no value, how the values came about, and what could not be read, a sentence or two each."""
-    lines = [*_learned(report), *caveats(report.results), *_failures(report)]
+    lines = [*_one_model(report), *_learned(report), *caveats(report.results), *_failures(report)]
     if any(decider.review is not None for decider in report.deciders.values()) and "miss_rate" in report.results.mean:
         lines.append("miss_rate counts defective pictures sent to a person as passed.")
     return [printable(line) for line in lines]
@@ -144,6 +144,17 @@ def caveats(results: Results) -> list[str]:
         *_no_skill(results),
         *_undefined(results),
         *results.notes,
+    ]
+
+
+def _one_model(report: Report) -> list[str]:
+    """That all categories share a detector, if they do."""
+    known = sorted(report.header.fitted.calibrations)
+    if len(known) == 1:
+        return []
+    return [
+        f"One {report.header.model} model made all of this. It learned {len(known)} categories together "
+        f"({', '.join(known)}) and is told none when it looks; only thresholds are set for each apart."
     ]
 
 
@@ -194,8 +205,10 @@ def headline(report: Report) -> str:
     lack = "" if good.total and defective.total else f" There were no {'defective' if good.total else 'good'} pictures."
     review = good.review + defective.review
     person = f" {review} {_were(review)} sent to a person ({good.review} good, {defective.review} defective)."
+    together = len(report.header.fitted.calibrations)
+    model = report.header.model if together == 1 else f"One {report.header.model} model for {together} categories"
     return printable(
-        f"{report.header.model} was tested on {good.total} good and {defective.total} defective pictures of {of}. "
+        f"{model} was tested on {good.total} good and {defective.total} defective pictures of {of}. "
         f"{saying}, {outcome}.{person if review else ''}{lack}"
     )
 
