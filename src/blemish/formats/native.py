@@ -57,5 +57,8 @@ def read_header(path: Path) -> Header:
 
 def _least(value: "Tensor") -> "Tensor":
     """The same numbers in half the bytes, where they fit."""
-    short = value.bfloat16() if value.is_floating_point() else value
-    return short if bool((short == value).all()) else value
+    if value.is_floating_point():
+        for short in (value.bfloat16(), value.half()):
+            if bool((short == value).all()):
+                return short
+    return value
