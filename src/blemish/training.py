@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal, NoReturn, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar
 
 import torch
 from safetensors import safe_open
@@ -31,42 +31,71 @@ from blemish.progress import Bar, bar
 
 Data = TypeVar("Data")
 Precision = Literal["auto", "float32", "bfloat16"]
-Schedule = Literal["constant", "cosine"]
+Schedule = Literal["constant", "cosine", "step"]
+SCHEDULES: dict[Schedule, Callable[[float], float]] = {
+    "constant": lambda _: 1.0,
+    "cosine": lambda spent: (1 + math.cos(math.pi * spent)) / 2,
+    "step": lambda spent: 1.0 if spent < 0.8 else 0.1,
+}
+"""Factor on the learning rate by the share of the budget that is spent."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class TrainingConfig:
     """How long to train, and how."""
 
     steps: int | None = None
     """Batches to learn from, at most."""
+    epochs: float | None = None
+    """Times to see each picture, at most."""
     minutes: float | None = None
     """Time to learn for, at most."""
     learning_rate: float = 1e-4
     """Of Adam."""
     schedule: Schedule = "constant"
-    """Keep the learning rate, or let it fall to 0 along a cosine over the budget."""
+    """Keep the learning rate; or let it fall to 0 (cosine), or to a tenth for the last fifth (step)."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """How much Adam remembers of earlier gradients and of their squares."""
+    weight_decay: float = 0.0
+    """Share of the learning rate by which weights (not biases and norms) shrink at each step, as in AdamW."""
     clip: float | None = None
     """Largest norm that gradients may have; longer ones are shortened to it."""
     precision: Precision = "auto"
-    """What convolutions and matrix products are computed in; auto: bfloat16 where the processor is made for it."""
+    """float32 or bfloat16; auto: bfloat16 where the processor is made for it."""
     evaluations: int = 10
-    """How often `validate` is asked, evenly over the budget; the last time at its end."""
-    save_every: float = 60.0
-    """Seconds between two savings of the unfinished state."""
+    """How often the weights are judged on pictures that were held out, evenly over the budget."""
 
     def __post_init__(self) -> None:
-        if self.steps is None and self.minutes is None:
+        if self.steps is None and self.epochs is None and self.minutes is None:
             raise ConfigError("training has no end: give a budget with --steps, --epochs or --minutes.")
-        for name in ("steps", "minutes", "learning_rate", "clip", "evaluations"):
+        for name in ("steps", "epochs", "minutes", "learning_rate", "clip", "evaluations"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ConfigError(f"--{name.replace('_', '-')} is {value}; expected a number above 0.")
+        if not 0 <= min(self.betas) <= max(self.betas) < 1:
+            raise ConfigError(f"--betas is {self.betas}; expected two numbers from 0 to below 1.")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ConfigError(f"--weight-decay is {self.weight_decay}; expected 0 or more.")
+
+    def counted(self, batches: float) -> "Plan":
+        """The same for so many batches an epoch."""
+        by_epochs = None if self.epochs is None else max(1, math.ceil(self.epochs * batches))
+        return Plan(self, min((steps for steps in (self.steps, by_epochs) if steps is not None), default=None))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A training whose length is known: epochs are counted in batches."""
+
+    config: TrainingConfig
+    """How."""
+    steps: int | None
+    """Batches to learn from, at most."""
 
     def progress(self, step: int, seconds: float) -> float:
         """The share of the budget that is spent; at 1 it is over."""
         by_steps = step / self.steps if self.steps else 0.0
-        by_time = seconds / (60 * self.minutes) if self.minutes else 0.0
+        by_time = seconds / (60 * self.config.minutes) if self.config.minutes else 0.0
         return min(1.0, max(by_steps, by_time))
 
 
@@ -78,6 +107,8 @@ class Unfinished:
     """A file that is written from time to time."""
     fingerprint: str
     """What the training depends on; the file of another training is not taken up."""
+    save_every: float = 60.0
+    """Seconds between two savings."""
 
 
 @dataclass
@@ -114,7 +145,7 @@ def optimise(
         module: Its parameters that require gradients are trained; its whole state is saved. It is
             in training mode while it learns.
         batches: Batch number `step`, always the same; asked ahead, from another thread.
-        plan: How long, and how.
+        plan: How long, and how; see `TrainingConfig.counted`.
         validate: How good the module is now, higher = better; it is in evaluation mode then.
         unfinished: Where to go on from and to save to; None to save nothing.
 
@@ -124,7 +155,7 @@ def optimise(
     """
     run = _Run(module, plan, unfinished)
     run.resume()
-    total = plan.steps or round(60 * (plan.minutes or 0))
+    total = plan.steps or round(60 * (plan.config.minutes or 0))
     batches_ahead = _ahead(batches, run.outcome.step)
     try:
         with bar("Train", total) as drawn:
@@ -133,7 +164,7 @@ def optimise(
                 before, drawn_before = run.progress, run.drawn(total)
                 run.take(loss, next(batches_ahead), drawn)
                 drawn.advance(run.drawn(total) - drawn_before)
-                due = int(run.progress * plan.evaluations) > int(before * plan.evaluations)
+                due = int(run.progress * run.config.evaluations) > int(before * run.config.evaluations)
                 if validate is not None and due:
                     run.validate(validate)
                 run.save_if_due()
@@ -147,13 +178,24 @@ class _Run:
     """A training under way: weights, optimiser, best weights, and what came of it so far."""
 
     def __init__(self, module: nn.Module, plan: Plan, unfinished: Unfinished | None) -> None:
-        self.module, self.plan, self.unfinished = module, plan, unfinished
-        self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        self.optimiser = torch.optim.Adam(self.parameters, lr=plan.learning_rate, foreach=True)
+        self.module, self.plan, self.config, self.unfinished = module, plan, plan.config, unfinished
+        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        shrinking = [parameter for parameter in trained if parameter.dim() > 1]
+        others = [parameter for parameter in trained if parameter.dim() <= 1]
+        self.parameters = shrinking + others
+        groups: list[dict[str, Any]] = [{"params": shrinking}, {"params": others, "weight_decay": 0.0}]
+        # Without decay this is Adam, to the last digit.
+        self.optimiser = torch.optim.AdamW(
+            [group for group in groups if group["params"]],
+            lr=self.config.learning_rate,
+            betas=self.config.betas,
+            weight_decay=self.config.weight_decay,
+            foreach=True,
+        )
         self.outcome = Outcome()
         self.best: dict[str, Tensor] = {}
         self.device = self.parameters[0].device
-        self.precision = choose_precision(plan.precision, self.device)
+        self.precision = choose_precision(self.config.precision, self.device)
         self.last_saved = time.monotonic()
 
     @property
@@ -167,7 +209,7 @@ class _Run:
         """Learns from one batch."""
         start = time.monotonic()
         for group in self.optimiser.param_groups:
-            group["lr"] = self._rate()
+            group["lr"] = self.config.learning_rate * SCHEDULES[self.config.schedule](self.progress)
         self.module.train()
         buffers = [buffer.clone() for buffer in self.module.buffers()]  # a bad forward pass spoils running means
         with autocast(self.device, self.precision):
@@ -177,7 +219,7 @@ class _Run:
             self._stop("loss", values, buffers)
         self.optimiser.zero_grad(set_to_none=True)
         torch.stack([part.float() for part in parts.values()]).sum().backward()
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.plan.clip or math.inf)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip or math.inf)
         if not norm.isfinite():
             self._stop("gradient", values, buffers)
         self.optimiser.step()
@@ -234,7 +276,7 @@ class _Run:
 
     def save_if_due(self) -> None:
         """Saves the unfinished state, if that was long ago."""
-        if time.monotonic() - self.last_saved >= self.plan.save_every:
+        if self.unfinished is not None and time.monotonic() - self.last_saved >= self.unfinished.save_every:
             self._save()
 
     def _save(self) -> None:
@@ -256,10 +298,6 @@ class _Run:
         with replacing(self.unfinished.path) as temporary:
             save_file(tensors, temporary, metadata)
 
-    def _rate(self) -> float:
-        plan = self.plan
-        return plan.learning_rate * (1 if plan.schedule == "constant" else (1 + math.cos(math.pi * self.progress)) / 2)
-
     def _stop(self, what: str, values: Mapping[str, float], buffers: list[Tensor]) -> NoReturn:
         """Puts back what the bad step has changed, saves, and says so."""
         for buffer, before in zip(self.module.buffers(), buffers, strict=True):
@@ -269,7 +307,7 @@ class _Run:
         parts = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
         raise TrainingError(
             f"the {what} of step {self.outcome.step + 1} is not a finite number ({parts}).{kept} "
-            f"Try a --learning-rate below {self.plan.learning_rate:g}, --clip 1, or --precision float32."
+            f"Try a --learning-rate below {self.config.learning_rate:g}, --clip 1, or --precision float32."
         )
 
 
