@@ -41,7 +41,7 @@ from blemish.nn.unet import GROUPS, HEAD_WIDTH, UNet
 from blemish.progress import bar
 from blemish.synthesis.foreground import Rule
 from blemish.synthesis.perlin import Recipe
-from blemish.synthesis.pictures import CHOOSE, TRAIN, VALIDATE, Damaged, Group, Pictures, read_groups
+from blemish.synthesis.pictures import CHOOSE, TRAIN, VALIDATE, Damaged, Group, Pictures, mirrored, read_groups
 from blemish.synthesis.sources import OFFLINE, parse
 from blemish.training import Outcome, autocast, choose_precision, optimise
 from blemish.types import Prediction, Preprocessing
@@ -92,6 +92,10 @@ class RealNetConfig(TrainedConfig):
     """Where damage may lie: on the part (auto, or the paper's recipe for that category), or anywhere (whole)."""
     redraw_empty: bool = True
     """Draw masks anew when they are empty."""
+    few: float = 0.5
+    """Share of masks with a few pieces down to single pixels, beside the paper's Perlin masks."""
+    mirror: bool = True
+    """Learn from the pictures' mirror images too; turn off where a mirrored part would be a defect."""
     least_change: int = 8
     """Grey levels by which a pixel must change to count as damaged."""
     balance: bool = False
@@ -183,6 +187,8 @@ class RealNet(Detector):
             standardise=False,
             afs_batches=64,
             redraw_empty=False,
+            few=0.0,
+            mirror=False,
             least_change=0,
             batch_size=16,
             epochs=1000,
@@ -237,7 +243,7 @@ class RealNet(Detector):
         groups, held_out = (
             read_groups(own, preprocessing, self.config.foreground, self.failures) for own in self.split(data)
         )
-        pictures = self._pictures(groups)
+        pictures = self._pictures([mirrored(group) for group in groups] if self.config.mirror else groups)
         self._choose_features(pictures)
         self.good = self._remember(pictures)
         validate = partial(self._validate, self._pictures(held_out)) if held_out else None
@@ -267,6 +273,7 @@ class RealNet(Detector):
                 seed=config.seed,
                 clean_share=config.clean_share,
                 redraw_empty=config.redraw_empty,
+                few=config.few,
                 least_change=config.least_change,
             )
             for group in groups

@@ -136,6 +136,13 @@ def read_groups(
     return groups
 
 
+def mirrored(group: Group) -> Group:
+    """The pictures of a group, then their mirror images: left to right, top to bottom, both."""
+    ways = [np.s_[:], np.s_[:, :, ::-1], np.s_[:, ::-1], np.s_[:, ::-1, ::-1]]
+    pictures, foregrounds = (np.concatenate([part[way] for way in ways]) for part in (group.pictures, group.foregrounds))
+    return Group(group.category, pictures, foregrounds)
+
+
 def to_bytes(image: Floats) -> Picture:
     """An image (3, H, W) in [0, 1] as (H, W, 3) uint8, rounded: exact for pictures of 8 bit."""
     return np.ascontiguousarray(np.rint(image.transpose(1, 2, 0) * np.float32(255)).astype(np.uint8))
