@@ -4,8 +4,9 @@
 
 The plain version is what one writes down first: float32, the default memory layout, one pass of the
 backbone for the good and one for the damaged pictures, torch's own optimiser, batches made when
-they are asked for. DATA is a folder of good pictures in a known layout; of the preset "paper" a
-single step takes minutes and 12 GB (`--preset paper --steps 1 --backbone-weights random`).
+they are asked for. DATA is a folder of good pictures in a known layout; of the preset "paper" one
+step takes minutes and 12 GB (`--preset paper --steps 1 --warm 0 --backbone-weights random
+--config '{"batch_size": 1, "afs_batches": 1}'`).
 """
 
 import argparse
@@ -22,7 +23,7 @@ from torch.nn import functional as F  # noqa: N812 - the usual name
 from blemish import create, open_dataset
 from blemish.models.realnet import RealNet
 from blemish.nn.realnet import segmentation_loss
-from blemish.synthesis.pictures import TRAIN, Pictures, read_groups
+from blemish.synthesis.pictures import Pictures, read_groups
 from blemish.training import optimise
 from blemish.types import Preprocessing
 
@@ -37,7 +38,7 @@ def plain(detector: RealNet, pictures: Pictures, steps: int) -> tuple[float, flo
     start = time.perf_counter()
     for number in range(steps):
         asked = time.perf_counter()
-        batch = pictures.batch(number, detector.config.batch_size, TRAIN)
+        batch = pictures.batch(number, detector.config.batch_size)
         making += time.perf_counter() - asked
         good, damaged = (part.permute(0, 3, 1, 2).contiguous().float() / 255 for part in (batch.clean, batch.damaged))
         with torch.no_grad():
@@ -55,8 +56,8 @@ def plain(detector: RealNet, pictures: Pictures, steps: int) -> tuple[float, flo
 def blemish(detector: RealNet, pictures: Pictures, steps: int) -> tuple[float, float]:
     """Seconds a step, and the share of it that was spent on waiting for batches."""
     detector.to(memory_format=torch.channels_last)
-    plan = replace(detector.config, steps=steps, minutes=None, epochs=None).counted(len(pictures))
-    outcome = optimise(detector._loss, detector.network, partial(detector._batch, pictures), plan)
+    plan = replace(detector.config, steps=steps, minutes=None, epochs=None).plan(len(pictures))
+    outcome = optimise(detector.loss, detector.network, partial(pictures.batch, size=detector.config.batch_size), plan)
     return outcome.seconds / steps, outcome.waited / outcome.seconds
 
 
@@ -73,16 +74,16 @@ def main() -> None:
     detector = create(
         "realnet", preset=options.preset, config=options.config, backbone_weights=options.backbone_weights
     )
-    groups = read_groups(open_dataset("auto", options.data).train, Preprocessing(detector.config.image_size), "whole", [])
-    pictures = detector._pictures(groups)
-    if options.preset != "paper":
-        detector._choose_features(pictures)
-        detector.good = detector._remember(pictures)
+    groups = read_groups(
+        open_dataset("auto", options.data).train, Preprocessing(detector.config.image_size), "whole", []
+    )
+    pictures = detector.prepare(groups)
     trained = sum(parameter.numel() for parameter in detector.network.parameters())
     print(f"{trained:,} parameters, batches of {detector.config.batch_size}, {torch.get_num_threads()} threads")
     rates = {}
     for name, run in (("blemish", blemish), ("plain", plain)):
-        run(detector, pictures, options.warm)
+        if options.warm:
+            run(detector, pictures, options.warm)
         rates[name], share = run(detector, pictures, options.steps)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         print(f"{name:8} {rates[name]:8.3f} s a step, {share:6.1%} of it for the data, peak so far {peak:.1f} GB")

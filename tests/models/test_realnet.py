@@ -165,7 +165,7 @@ def test_a_killed_fit_goes_on_to_the_same_weights(tmp_path, monkeypatch):
     whole = tiny().fit(data)
     killed, steps = tiny(), []
     killed.unfinished = tmp_path / "unfinished"
-    loss = RealNet._loss
+    loss = RealNet.loss
 
     def dying(self, batch):
         steps.append(batch)
@@ -175,7 +175,7 @@ def test_a_killed_fit_goes_on_to_the_same_weights(tmp_path, monkeypatch):
 
     state_of = RealNet.state_of
     monkeypatch.setattr(RealNet, "state_of", lambda self, data: replace(state_of(self, data), save_every=0.0))
-    monkeypatch.setattr(RealNet, "_loss", dying)
+    monkeypatch.setattr(RealNet, "loss", dying)
     with pytest.raises(KeyboardInterrupt):
         killed.fit(data)
     resumed = tiny()
@@ -200,7 +200,7 @@ def test_the_command_line_keeps_a_killed_fit_beside_the_artifact(tmp_path, monke
         with pytest.raises(KeyboardInterrupt):
             cli.run(words)
     assert unfinished.exists()
-    monkeypatch.setattr(RealNet, "_loss", killed)  # nothing is left to learn
+    monkeypatch.setattr(RealNet, "loss", killed)  # nothing is left to learn
     assert cli.run(words) == 0
     assert out.exists()
     assert not unfinished.exists()

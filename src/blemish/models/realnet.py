@@ -41,7 +41,7 @@ from blemish.nn.unet import GROUPS, HEAD_WIDTH, UNet
 from blemish.progress import bar
 from blemish.synthesis.foreground import Rule
 from blemish.synthesis.perlin import Recipe
-from blemish.synthesis.pictures import CHOOSE, TRAIN, VALIDATE, Damaged, Group, Pictures, mirrored, read_groups
+from blemish.synthesis.pictures import CHOOSE, VALIDATE, Damaged, Group, Pictures, mirrored, read_groups
 from blemish.synthesis.sources import OFFLINE, parse
 from blemish.training import Outcome, autocast, choose_precision, optimise
 from blemish.types import Prediction, Preprocessing
@@ -243,13 +243,18 @@ class RealNet(Detector):
         groups, held_out = (
             read_groups(own, preprocessing, self.config.foreground, self.failures) for own in self.split(data)
         )
+        pictures = self.prepare(groups)
+        validate = partial(self._validate, self._pictures(held_out)) if held_out else None
+        plan, batches = self.config.plan(len(pictures)), partial(pictures.batch, size=self.config.batch_size)
+        self.outcome = optimise(self.loss, self.network, batches, plan, validate, self.state_of(data))
+        self.good = []
+
+    def prepare(self, groups: Sequence[Group]) -> Pictures:
+        """What is learned from; channels are chosen by it, and the features of good pictures kept."""
         pictures = self._pictures([mirrored(group) for group in groups] if self.config.mirror else groups)
         self._choose_features(pictures)
         self.good = self._remember(pictures)
-        validate = partial(self._validate, self._pictures(held_out)) if held_out else None
-        plan, batches = self.config.plan(len(pictures)), partial(self._batch, pictures)
-        self.outcome = optimise(self._loss, self.network, batches, plan, validate, self.state_of(data))
-        self.good = []
+        return pictures
 
     def forward(self, image: Tensor) -> Prediction[Tensor]:
         """How surely each pixel is damaged, and the highest mean of that over a square window (section 3.5).
@@ -279,9 +284,6 @@ class RealNet(Detector):
             for group in groups
         ]
         return Pictures(groups, recipes, config.seed, config.balance)
-
-    def _batch(self, pictures: Pictures, number: int) -> Damaged:
-        return pictures.batch(number, self.config.batch_size, TRAIN)
 
     def _see(self, pictures: Tensor) -> list[Tensor]:
         """Features of pictures (B, H, W, 3) uint8, as the backbone gives them; without gradients."""
@@ -347,7 +349,7 @@ class RealNet(Detector):
     def _padded(self, mask: Tensor) -> Tensor:
         return F.pad(mask.to(self.device), self.config.padding(mask.shape[-2:]))
 
-    def _loss(self, batch: Damaged) -> dict[str, Tensor]:
+    def loss(self, batch: Damaged) -> dict[str, Tensor]:
         """Cross-entropy of damaged pixels, and distance of restored features from good ones (section 3.5)."""
         if self.good:
             good = [feature[batch.number].to(self.device) for feature in self.good]

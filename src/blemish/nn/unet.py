@@ -79,9 +79,7 @@ class Residual(nn.Module):
 
     def __init__(self, channels: int, width: int, resample: Literal["down", "up", ""] = "") -> None:
         super().__init__()
-        self.in_layers = nn.Sequential(
-            GroupNorm(GROUPS, channels), nn.SiLU(), nn.Conv2d(channels, width, 3, padding=1)
-        )
+        self.in_layers = nn.Sequential(GroupNorm(GROUPS, channels), nn.SiLU(), nn.Conv2d(channels, width, 3, padding=1))
         self.h_upd = _resampler(channels, resample)
         self.x_upd = _resampler(channels, resample)
         self.skip_connection = nn.Identity() if channels == width else nn.Conv2d(channels, width, 1)

@@ -70,7 +70,7 @@ class Pictures:
     def __len__(self) -> int:
         return sum(len(group.pictures) for group in self.groups)
 
-    def batch(self, number: int, size: int, purpose: int, clean_share: float | None = None) -> Damaged:
+    def batch(self, number: int, size: int, purpose: int = TRAIN, clean_share: float | None = None) -> Damaged:
         """Batch `number` of an endless sequence of shuffled epochs; always full, also with few pictures.
 
         Args:
@@ -138,9 +138,12 @@ def read_groups(
 
 def mirrored(group: Group) -> Group:
     """The pictures of a group, then their mirror images: left to right, top to bottom, both."""
-    ways = [np.s_[:], np.s_[:, :, ::-1], np.s_[:, ::-1], np.s_[:, ::-1, ::-1]]
-    pictures, foregrounds = (np.concatenate([part[way] for way in ways]) for part in (group.pictures, group.foregrounds))
-    return Group(group.category, pictures, foregrounds)
+    ways: list[tuple[int, ...]] = [(), (2,), (1,), (1, 2)]
+    return Group(
+        group.category,
+        np.concatenate([np.flip(group.pictures, axes) for axes in ways]),
+        np.concatenate([np.flip(group.foregrounds, axes) for axes in ways]),
+    )
 
 
 def to_bytes(image: Floats) -> Picture:
