@@ -20,11 +20,11 @@ from rich.console import Console
 from blemish import report as reports
 from blemish.artifact import Header, Predictor
 from blemish.dataset import open_dataset
-from blemish.errors import OutputError
+from blemish.errors import ConfigError, OutputError
 from blemish.metric import all_metrics
 from blemish.report import page, plots, summary
 from blemish.scoring import Report, Scored, score
-from blemish.types import Calibration, Decider, Failure, Fitted, Policy, Prediction, Preprocessing
+from blemish.types import Calibration, Choice, Decider, Failure, Fitted, Outcome, Policy, Prediction, Preprocessing
 from trees import BAD, GOOD, MASK, grow, mvtec, some
 
 Pages = Callable[[Report, Predictor], "Page"]
@@ -492,3 +492,31 @@ def test_masks_are_outlined_only_where_there_are_any(tmp_path):
     files = {**mvtec("part", bad=0), "part/test/dent/0.png": BAD, "part/ground_truth/dent/0_mask.png": MASK}
     report, chosen = scored(tmp_path, files)
     assert page_of(report, chosen).galleries()["Best finds"] == ["dent/0.png"]
+
+
+def test_how_the_training_went_is_shown(tmp_path):
+    found, chosen = scored(tmp_path, mvtec("bottle"))
+    assert "Training" not in page.to_html(found, chosen)
+    training = Outcome(20, 83.0, [(10, 0.75), (20, 0.5)], [(20, {"loss": 0.1})])
+    fitted = replace(found.header.fitted, training=training)
+    found = replace(found, header=replace(found.header, fitted=fitted))
+    assert training.sentence() in page.to_html(found, chosen)
+    assert json.loads(summary.to_json(found))["training"]["scores"] == [[10, 0.75], [20, 0.5]]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])
+def test_what_was_chosen_is_drawn(tmp_path, suffix):
+    choices = {"channels": Choice((0.5, 0.1, 0.3), (1, 2)), "others": Choice((0.2,), (0,))}
+    file = tmp_path / f"chosen{suffix}"
+    reports.draw_choices(choices, file)
+    if suffix == ".png":
+        with Image.open(file) as drawing:
+            assert drawing.size == (840, 576)
+    if suffix == ".svg":
+        assert "<!-- kept (2) -->" in file.read_text()
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == [file.name]
+
+
+def test_a_drawing_of_an_unknown_kind_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"expected a name ending in .png, .svg, .pdf"):
+        reports.draw_choices({"channels": Choice((0.5,), (0,))}, tmp_path / "chosen.doc")

@@ -136,7 +136,7 @@ def test_half_precision_learns_too():
 )
 def test_plans_without_sense_are_refused(fields, message):
     with pytest.raises(ConfigError, match=message):
-        TrainingConfig(**fields)
+        TrainingConfig(**fields).counted(5)
 
 
 @pytest.mark.parametrize(

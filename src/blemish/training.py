@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from blemish.errors import ConfigError, TrainingError
 from blemish.files import replacing
 from blemish.progress import Bar, bar
+from blemish.types import Outcome
 
 Data = TypeVar("Data")
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -66,8 +67,6 @@ class TrainingConfig:
     """How often the weights are judged on pictures that were held out, evenly over the budget."""
 
     def __post_init__(self) -> None:
-        if self.steps is None and self.epochs is None and self.minutes is None:
-            raise ConfigError("training has no end: give a budget with --steps, --epochs or --minutes.")
         for name in ("steps", "epochs", "minutes", "learning_rate", "clip", "evaluations"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
@@ -78,7 +77,11 @@ class TrainingConfig:
             raise ConfigError(f"--weight-decay is {self.weight_decay}; expected 0 or more.")
 
     def counted(self, batches: float) -> "Plan":
-        """The same for so many batches an epoch."""
+        """The same for so many batches an epoch.
+
+        Raises:
+            ConfigError: no budget was given.
+        """
         by_epochs = None if self.epochs is None else max(1, math.ceil(self.epochs * batches))
         return Plan(self, min((steps for steps in (self.steps, by_epochs) if steps is not None), default=None))
 
@@ -91,6 +94,10 @@ class Plan:
     """How."""
     steps: int | None
     """Batches to learn from, at most."""
+
+    def __post_init__(self) -> None:
+        if self.steps is None and self.config.minutes is None:
+            raise ConfigError("training has no end: give a budget with --steps, --epochs or --minutes.")
 
     def progress(self, step: int, seconds: float) -> float:
         """The share of the budget that is spent; at 1 it is over."""
@@ -109,27 +116,6 @@ class Unfinished:
     """What the training depends on; the file of another training is not taken up."""
     save_every: float = 60.0
     """Seconds between two savings."""
-
-
-@dataclass
-class Outcome:
-    """What training came to."""
-
-    step: int = 0
-    """Batches learned from."""
-    seconds: float = 0.0
-    """Time spent, over all attempts."""
-    waited: float = 0.0
-    """Part of it spent on waiting for batches."""
-    scores: list[tuple[int, float]] = field(default_factory=list)
-    """(step, what `validate` said)."""
-    losses: list[tuple[int, dict[str, float]]] = field(default_factory=list)
-    """(step, parts of the loss), about a hundred of them."""
-
-    @property
-    def best(self) -> tuple[int, float] | None:
-        """The step with the highest score, the later of equals; None where nothing was validated."""
-        return max(self.scores, key=lambda pair: (pair[1], pair[0]), default=None)
 
 
 def optimise(

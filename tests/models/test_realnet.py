@@ -56,7 +56,11 @@ def test_shapes_of_the_paper():
         (512, 16, 16),
         (256, 8, 8),
     ]
+    seen: list[Tensor] = []
+    for part in (model.network.selection, model.network.discriminator):
+        part.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0]))
     logits, _ = model.network(features, (256, 256))
+    assert [tuple(tensor.shape) for tensor in seen] == [(2, 1536, 64, 64), (2, 512, 64, 64)]
     assert logits.shape == (2, 2, 256, 256)
 
 
@@ -143,6 +147,10 @@ def test_scores_of_the_reference():
     block = torch.zeros(1, 256, 256)
     block[0, 30:46, 100:116] = 1
     assert image_score(block, 16).item() == 1
+    for top, left in ((0, 0), (0, 240), (240, 0), (240, 240)):  # the 241 places of each side end at the border
+        corner = torch.zeros(1, 256, 256)
+        corner[0, top : top + 16, left : left + 16] = 1
+        assert image_score(corner, 16).item() == 1
 
 
 def test_average_precision_is_that_of_scikit_learn():
@@ -212,6 +220,10 @@ def test_channels_are_chosen_and_their_losses_kept(tmp_path):
     losses, chosen = model.features.get_buffer("loss_0"), model.features.get_buffer("index_0")
     assert sorted(losses.argsort()[:8].tolist()) == chosen.tolist()
     assert losses.min() > 0
+    kept = model.fitted.choices["channels at stride 4"]
+    assert kept.kept == tuple(chosen.tolist())
+    assert kept.losses == tuple((losses / model.config.afs_batches).tolist())
+    assert model.fitted.training.step == 1
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,16 @@ def test_turned_noise_is_nearly_that_of_the_reference(degrees, entries, masked):
     assert np.count_nonzero(turned > 0.5) == pytest.approx(masked, rel=0.02)
 
 
+@pytest.mark.parametrize(
+    ("seed", "exponents", "masked"),
+    [(0, (2, 3), 3606), (1, (1, 5), 3569), (2, (0, 3), 3818), (3, (4, 2), 3356), (4, (4, 0), 3040)],
+)
+def test_masks_are_those_of_the_reference(seed, exponents, masked):
+    nodes = [2**exponent + 1 for exponent in exponents]
+    noise = perlin_noise((256, 256), 2 * np.pi * np.random.RandomState(seed).rand(*nodes))
+    assert abs(np.count_nonzero(noise > 0.5) - masked) <= 1
+
+
 def test_masks_cover_a_twentieth():
     shares = [perlin_mask((256, 256), np.random.default_rng([7, number])).mean() for number in range(1500)]
     assert np.mean(shares) == pytest.approx(0.049, abs=0.004)
@@ -140,6 +150,18 @@ def test_only_what_changed_counts_as_damaged():
         assert changed[item.mask].min() >= 8
         assert (item.damaged == item.damaged[:, :, :1]).all()  # grey stays grey
     assert sum(item.mask.any() for item in items) == 20
+
+
+def test_opacity_is_drawn_between_its_bounds():
+    source = Source("sdas", lambda pictures, *_: np.full_like(pictures[0], 255), opacity=(0.5, 1.0))
+    recipe = Recipe(sources=(source,), clean_share=0.0)
+    black = np.zeros((1, 64, 64, 3), np.uint8)
+    items = [recipe.item(black, np.ones((1, 64, 64), bool), 0, (number,)) for number in range(200)]
+    values = [int(item.damaged.max()) for item in items]
+    assert all(len(np.unique(item.damaged[item.mask])) == 1 for item in items)
+    assert 127 <= min(values) <= 133
+    assert 250 <= max(values) <= 255
+    assert np.mean(values) == pytest.approx(0.75 * 255, abs=8)
 
 
 def test_weights_are_shares():

@@ -43,8 +43,8 @@ from blemish.synthesis.foreground import Rule
 from blemish.synthesis.perlin import Recipe
 from blemish.synthesis.pictures import CHOOSE, VALIDATE, Damaged, Group, Pictures, mirrored, read_groups
 from blemish.synthesis.sources import OFFLINE, parse
-from blemish.training import Outcome, autocast, choose_precision, optimise
-from blemish.types import Prediction, Preprocessing
+from blemish.training import autocast, choose_precision, optimise
+from blemish.types import Choice, Prediction, Preprocessing
 
 REMEMBERED_BYTES = 2e9
 """Features of good pictures are kept in memory up to this size, so that each is seen by the backbone once."""
@@ -229,8 +229,6 @@ class RealNet(Detector):
         self.to(memory_format=torch.channels_last)
         self.good: list[Tensor] = []
         """Features of good pictures, while learning."""
-        self.outcome: Outcome | None = None
-        """What the last training came to."""
 
     def train(self, mode: bool = True) -> "RealNet":
         """Switches the trained part; the backbone stays as it is."""
@@ -315,6 +313,10 @@ class RealNet(Detector):
                 moments = _added(moments, own)
                 drawn.advance()
         features.choose(totals)
+        for number, stride in enumerate(self.config.strides):
+            losses = features.get_buffer(f"loss_{number}") / self.config.afs_batches
+            kept = features.get_buffer(f"index_{number}")
+            self.choices[f"channels at stride {stride}"] = Choice(tuple(losses.tolist()), tuple(kept.tolist()))
         if self.config.standardise:
             first, second = ([part[which] / self.config.afs_batches for part in moments] for which in range(2))
             deviations = [
