@@ -66,7 +66,14 @@ def test_shapes_of_the_paper():
 
 def small_network() -> tuple[Network, list[Tensor], list[Tensor], Tensor]:
     config = RealNetConfig(
-        strides=(4, 8), planes=(64, 64), blocks=(4, 8), maxima=6, means=6, momentum=0.9, discriminator=(128, 32, 8, 4)
+        strides=(4, 8),
+        planes=(64, 64),
+        blocks=(4, 8),
+        residuals="picked",
+        maxima=6,
+        means=6,
+        momentum=0.9,
+        discriminator=(128, 32, 8, 4),
     )
     network = Network(config, [64, 64]).train()
     for part in network.reconstruction:

@@ -72,6 +72,9 @@ class RealNetConfig(TrainedConfig):
     """Its width at each level, in multiples; each level halves the size."""
     attention: tuple[int, ...] = (2,)
     """Its levels with attention, by the factor that they are smaller."""
+    residuals: Literal["picked", "all", "both"] = "both"
+    """What the discriminator sees: what RRS picks, in the order of its scores, as in the paper; all residuals, each
+    in its own place; or both."""
     maxima: int = 32
     """Residual channels picked by their maximum (RRS)."""
     means: int = 32
@@ -121,7 +124,7 @@ class RealNetConfig(TrainedConfig):
                 f"--maxima is {self.maxima} and --means {self.means}; expected at most the {sum(self.planes)} "
                 "channels that --planes keeps."
             )
-        if not self.maxima + self.means:
+        if self.residuals != "all" and not self.maxima + self.means:
             raise ConfigError("--maxima and --means are both 0; expected at least one residual channel to look at.")
         if self.reconstruction == "unet":
             bad = [factor for factor in self.attention if factor not in (2**n for n in range(len(self.multipliers)))]
@@ -146,10 +149,12 @@ class Network(nn.Module):
 
     def __init__(self, config: RealNetConfig, widths: Sequence[int]) -> None:
         super().__init__()
-        self.detach = config.detach
+        self.detach, self.residuals = config.detach, config.residuals
         self.reconstruction = nn.ModuleList(_reconstruction(config, width) for width in widths)
         self.selection = ResidualSelection(sum(widths), config.maxima, config.means, config.momentum)
-        self.discriminator = Discriminator(config.maxima + config.means, config.discriminator)
+        picked = config.maxima + config.means
+        seen = {"picked": picked, "all": sum(widths), "both": sum(widths) + picked}
+        self.discriminator = Discriminator(seen[config.residuals], config.discriminator)
 
     def forward(self, features: Sequence[Tensor], size: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
         """Logits (B, 2, *size), and the reconstruction of each block's features."""
@@ -165,7 +170,11 @@ class Network(nn.Module):
             else F.interpolate(residual, size=finest, mode="bilinear", align_corners=True)
             for residual in residuals
         ]
-        return self.discriminator(self.selection(torch.cat(aligned, dim=1)), size), restored
+        seen = torch.cat(aligned, dim=1)
+        if self.residuals != "all":
+            picked = self.selection(seen)
+            seen = picked if self.residuals == "picked" else torch.cat([seen, picked], dim=1)
+        return self.discriminator(seen, size), restored
 
 
 class RealNet(Detector):
@@ -180,6 +189,7 @@ class RealNet(Detector):
             blocks=(4, 8, 16, 32),
             multipliers=(1, 2, 4),
             attention=(2, 4),
+            residuals="picked",
             maxima=256,
             means=256,
             discriminator=(128, 32, 8, 4),
