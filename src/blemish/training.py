@@ -13,7 +13,7 @@ import json
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
@@ -150,7 +150,7 @@ def optimise(
             drawn.advance(run.drawn(total))
             while run.progress < 1:
                 before, drawn_before = run.progress, run.drawn(total)
-                run.take(loss, next(batches_ahead), drawn)
+                run.take(loss, batches_ahead, drawn)
                 drawn.advance(run.drawn(total) - drawn_before)
                 due = int(run.progress * run.config.evaluations) > int(before * run.config.evaluations)
                 if validate is not None and due:
@@ -178,7 +178,7 @@ class _Run:
             lr=self.config.learning_rate,
             betas=self.config.betas,
             weight_decay=self.config.weight_decay,
-            foreach=True,
+            fused=True,
         )
         self.outcome = Outcome()
         self.best: dict[str, Tensor] = {}
@@ -193,9 +193,11 @@ class _Run:
     def drawn(self, total: int) -> int:
         return round(self.progress * total)
 
-    def take(self, loss: Callable[[Data], Mapping[str, Tensor]], batch: Data, drawn: Bar) -> None:
-        """Learns from one batch."""
+    def take(self, loss: Callable[[Data], Mapping[str, Tensor]], batches: Iterator[Data], drawn: Bar) -> None:
+        """Learns from the next batch."""
         start = time.monotonic()
+        batch = next(batches)
+        self.outcome.waited += time.monotonic() - start
         for group in self.optimiser.param_groups:
             group["lr"] = self.config.learning_rate * SCHEDULES[self.config.schedule](self.progress)
         self.module.train()
@@ -248,6 +250,7 @@ class _Run:
         self.outcome = Outcome(
             outcome["step"],
             outcome["seconds"],
+            outcome["waited"],
             [(step, score) for step, score in outcome["scores"]],
             [(step, values) for step, values in outcome["losses"]],
         )

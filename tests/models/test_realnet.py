@@ -66,7 +66,14 @@ def test_shapes_of_the_paper():
 
 def small_network() -> tuple[Network, list[Tensor], list[Tensor], Tensor]:
     config = RealNetConfig(
-        strides=(4, 8), planes=(64, 64), blocks=(4, 8), maxima=6, means=6, momentum=0.9, discriminator=(128, 32, 8, 4)
+        strides=(4, 8),
+        planes=(64, 64),
+        blocks=(4, 8),
+        residuals="picked",
+        maxima=6,
+        means=6,
+        momentum=0.9,
+        discriminator=(128, 32, 8, 4),
     )
     network = Network(config, [64, 64]).train()
     for part in network.reconstruction:
@@ -173,7 +180,7 @@ def test_a_killed_fit_goes_on_to_the_same_weights(tmp_path, monkeypatch):
     whole = tiny().fit(data)
     killed, steps = tiny(), []
     killed.unfinished = tmp_path / "unfinished"
-    loss = RealNet._loss
+    loss = RealNet.loss
 
     def dying(self, batch):
         steps.append(batch)
@@ -183,7 +190,7 @@ def test_a_killed_fit_goes_on_to_the_same_weights(tmp_path, monkeypatch):
 
     state_of = RealNet.state_of
     monkeypatch.setattr(RealNet, "state_of", lambda self, data: replace(state_of(self, data), save_every=0.0))
-    monkeypatch.setattr(RealNet, "_loss", dying)
+    monkeypatch.setattr(RealNet, "loss", dying)
     with pytest.raises(KeyboardInterrupt):
         killed.fit(data)
     resumed = tiny()
@@ -208,7 +215,7 @@ def test_the_command_line_keeps_a_killed_fit_beside_the_artifact(tmp_path, monke
         with pytest.raises(KeyboardInterrupt):
             cli.run(words)
     assert unfinished.exists()
-    monkeypatch.setattr(RealNet, "_loss", killed)  # nothing is left to learn
+    monkeypatch.setattr(RealNet, "loss", killed)  # nothing is left to learn
     assert cli.run(words) == 0
     assert out.exists()
     assert not unfinished.exists()

@@ -1,7 +1,8 @@
+import cv2
 import numpy as np
 import pytest
 
-from blemish.synthesis.perlin import Recipe, blend, perlin_mask, perlin_noise, rotate
+from blemish.synthesis.perlin import PIECES, Recipe, blend, few_pieces, perlin_mask, perlin_noise, rotate
 from blemish.synthesis.sources import MADE, PATTERNS, WAYS, Source, parse
 
 
@@ -60,6 +61,16 @@ def test_masks_cover_a_twentieth():
     assert np.mean(np.array(shares) == 0) == pytest.approx(0.043, abs=0.02)
 
 
+def test_masks_of_a_few_pieces_have_few_and_small_ones_too():
+    masks = [few_pieces((256, 256), np.random.default_rng([7, number])) for number in range(300)]
+    counts = [cv2.connectedComponents(mask.astype(np.uint8))[0] - 1 for mask in masks]
+    assert max(counts) <= PIECES
+    assert len(set(counts)) >= PIECES
+    areas = np.array([mask.sum() for mask in masks if mask.any()])
+    assert np.mean(areas < 200) > 0.2
+    assert np.mean(areas > 2000) > 0.1
+
+
 @pytest.mark.parametrize("size", [(64, 96), (65, 79), (32, 32), (200, 700)])
 def test_masks_have_any_size(size):
     masks = [perlin_mask(size, np.random.default_rng(number)) for number in range(20)]
@@ -110,7 +121,7 @@ def test_made_sources_give_other_pictures(name):
     give, _ = MADE[name]
     made = [give(PICTURES, 1, np.random.default_rng(number)) for number in range(12)]
     assert all(picture.shape == (40, 48, 3) and picture.dtype == np.uint8 for picture in made)
-    assert len({picture.tobytes() for picture in made}) == 12
+    assert len({picture.tobytes() for picture in made}) >= 10  # some changes draw nothing
     assert all((picture != PICTURES[1]).any() for picture in made)
 
 

@@ -7,7 +7,7 @@ Source: RealNet, arXiv 2403.05897, section 3.3; Dhariwal and Nichol, arXiv 2105.
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,36 @@ HEAD_WIDTH = 64
 """Channels of an attention head; widths with attention must be multiples of it."""
 
 
+class GroupNorm(nn.GroupNorm):
+    """The same values as torch's, several times quicker on a CPU.
+
+    Torch's kernel is slow for channels-last maps, above all in bfloat16; going to the other memory
+    layout and back, values and gradients alike, costs less.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
+        """The same shape and memory layout."""
+        if input.device.type != "cpu" or not input.is_contiguous(memory_format=torch.channels_last):
+            return super().forward(input)
+        normed: Tensor = super().forward(_Relaid.apply(input, torch.contiguous_format))
+        relaid: Tensor = _Relaid.apply(normed, torch.channels_last)
+        return relaid
+
+
+class _Relaid(torch.autograd.Function):
+    """A copy in another memory layout; the gradient takes the way back, which autograd would not do."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, layout: torch.memory_format) -> Tensor:
+        back = torch.channels_last if layout == torch.contiguous_format else torch.contiguous_format
+        ctx.back = back
+        return value.contiguous(memory_format=layout)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0].contiguous(memory_format=ctx.back), None
+
+
 class Attention(nn.Module):
     """Self-attention over the positions of a feature map (B, C, h, w), added to it.
 
@@ -28,7 +58,7 @@ class Attention(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.heads = channels // HEAD_WIDTH
-        self.norm = nn.GroupNorm(GROUPS, channels)
+        self.norm = GroupNorm(GROUPS, channels)
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)
         self.proj_out = zeroed(nn.Conv1d(channels, channels, 1))
 
@@ -49,9 +79,7 @@ class Residual(nn.Module):
 
     def __init__(self, channels: int, width: int, resample: Literal["down", "up", ""] = "") -> None:
         super().__init__()
-        self.in_layers = nn.Sequential(
-            nn.GroupNorm(GROUPS, channels), nn.SiLU(), nn.Conv2d(channels, width, 3, padding=1)
-        )
+        self.in_layers = nn.Sequential(GroupNorm(GROUPS, channels), nn.SiLU(), nn.Conv2d(channels, width, 3, padding=1))
         self.h_upd = _resampler(channels, resample)
         self.x_upd = _resampler(channels, resample)
         self.skip_connection = nn.Identity() if channels == width else nn.Conv2d(channels, width, 1)
@@ -103,7 +131,7 @@ class UNet(nn.Module):
                     stage.append(Residual(wide, wide, "up"))
                 self.output_blocks.append(stage)
                 now = wide
-        self.out = nn.Sequential(nn.GroupNorm(GROUPS, now), nn.SiLU(), zeroed(nn.Conv2d(now, channels, 3, padding=1)))
+        self.out = nn.Sequential(GroupNorm(GROUPS, now), nn.SiLU(), zeroed(nn.Conv2d(now, channels, 3, padding=1)))
 
     def forward(self, feature: Tensor) -> Tensor:
         """The same shape."""

@@ -6,6 +6,7 @@
 | `sdas:DIR` | pictures that a diffusion model made almost like the good ones, as they are | a folder |
 | `self` | another good picture, turned, shifted and changed in three random ways | nothing |
 | `cutpaste` | another place of the same picture, a little changed | nothing |
+| `stain` | the same place, changed in two random ways | nothing |
 | `procedural` | made patterns: noise, stripes, speckles, plain colours | nothing |
 
 Each may be followed by a weight: `self=2,procedural=1`.
@@ -14,7 +15,7 @@ Source: RealNet, arXiv 2403.05897 (sdas); DRAEM, arXiv 2108.07610 (texture); Cut
 2104.04015 (cutpaste).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -26,7 +27,7 @@ from blemish import images
 from blemish.errors import ConfigError, DatasetError, ImageError, not_among
 from blemish.images import Picture
 
-OFFLINE = "procedural,self,cutpaste"
+OFFLINE = "procedural,self,cutpaste,stain"
 """Sources that need nothing but the good pictures."""
 Draw = np.random.Generator
 Give = Callable[[Picture, int, Draw], Picture]
@@ -128,6 +129,11 @@ def _elsewhere(pictures: Picture, index: int, draw: Draw) -> Picture:
     return np.asarray(np.clip(moved * np.float32(gain) + np.float32(offset), 0, 255).astype(np.uint8))
 
 
+def _recoloured(pictures: Picture, index: int, draw: Draw) -> Picture:
+    """The same picture with other values: stains, shadows, faded places."""
+    return change(pictures[index], 2, draw, STILL)
+
+
 def _moved(picture: Picture, draw: Draw) -> Picture:
     """The picture mirrored, shifted (what leaves on one side comes in on the other) and turned."""
     height, width = picture.shape[:2]
@@ -179,10 +185,14 @@ def _speckles(size: tuple[int, int], draw: Draw) -> images.Floats:
 PATTERNS = (_plain, _clouds, _stripes, _speckles)
 
 
-def change(picture: Picture, count: int, draw: Draw) -> Picture:
-    """The picture (H, W, 3) uint8 changed in `count` different random ways."""
-    for way in draw.choice(len(WAYS), count, replace=False):
-        picture = WAYS[way](picture, draw)
+Way = Callable[[Picture, Draw], Picture]
+
+
+def change(picture: Picture, count: int, draw: Draw, ways: Sequence[Way] = ()) -> Picture:
+    """The picture (H, W, 3) uint8 changed in `count` different random ways, of all if none are named."""
+    ways = ways or WAYS
+    for way in draw.choice(len(ways), count, replace=False):
+        picture = ways[way](picture, draw)
     return picture
 
 
@@ -246,7 +256,9 @@ def _turn(picture: Picture, draw: Draw) -> Picture:
     return np.asarray(cv2.warpAffine(picture, turn, (width, height), borderMode=cv2.BORDER_REFLECT))
 
 
-WAYS = (_gamma, _brightness, _sharpen, _hue, _solarise, _posterise, _invert, _stretch, _equalise, _turn)
+STILL = (_gamma, _brightness, _sharpen, _hue, _solarise, _posterise, _invert, _stretch, _equalise)
+"""Ways that leave everything in its place."""
+WAYS = (*STILL, _turn)
 """The ten ways in which a texture may be changed."""
 
 FOLDERS: dict[str, tuple[Callable[[tuple[Path, ...]], Give], tuple[float, float]]] = {
@@ -257,6 +269,7 @@ FOLDERS: dict[str, tuple[Callable[[tuple[Path, ...]], Give], tuple[float, float]
 MADE: dict[str, tuple[Give, tuple[float, float]]] = {
     "self": (_another, (0.3, 1.0)),
     "cutpaste": (_elsewhere, (0.7, 1.0)),
+    "stain": (_recoloured, (0.2, 1.0)),
     "procedural": (_made, (0.2, 1.0)),
 }
 """Name → the source, and the opacity."""
