@@ -45,7 +45,8 @@ def plain(detector: RealNet, pictures: Pictures, steps: int) -> tuple[float, flo
             wanted, seen = features(backbone(good)), features(backbone(damaged))
         logits, restored = network(seen, good.shape[-2:])
         distances = [F.mse_loss(one, other) for one, other in zip(restored, wanted, strict=True)]
-        loss = segmentation_loss(logits, batch.mask.squeeze(1)) + torch.stack(distances).sum()
+        shown = [segmentation_loss(each, batch.mask.squeeze(1)) for each in logits]
+        loss = torch.stack(shown).sum() + torch.stack(distances).sum()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

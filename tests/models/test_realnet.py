@@ -32,7 +32,7 @@ def test_the_paper_has_the_size_of_the_paper():
     model = paper()
     assert count(model.backbone) == 66_834_240
     assert count(model.network.reconstruction) == 518_236_160
-    assert count(model.network.discriminator) == 5_872_662
+    assert count(model.network.discriminators["picked"]) == 5_872_662
     assert indices(model) == 1_536
     assert count(model) + indices(model) == 590_944_598
     assert sum(value.numel() for value in model.parameters() if value.requires_grad) == 524_108_822
@@ -57,9 +57,9 @@ def test_shapes_of_the_paper():
         (256, 8, 8),
     ]
     seen: list[Tensor] = []
-    for part in (model.network.selection, model.network.discriminator):
+    for part in (model.network.selection, model.network.discriminators["picked"]):
         part.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0]))
-    logits, _ = model.network(features, (256, 256))
+    (logits,), _ = model.network(features, (256, 256))
     assert [tuple(tensor.shape) for tensor in seen] == [(2, 1536, 64, 64), (2, 512, 64, 64)]
     assert logits.shape == (2, 2, 256, 256)
 
@@ -79,7 +79,7 @@ def small_network() -> tuple[Network, list[Tensor], list[Tensor], Tensor]:
     for part in network.reconstruction:
         assert count(part) == 764_352
         fill(part, 0.05)
-    fill(network.discriminator, 0.1)
+    fill(network.discriminators["picked"], 0.1)
     damaged = [wave(2, 64, 8, 8, offset=5.0), wave(2, 64, 4, 4, offset=6.0)]
     good = [damaged[0] - 0.5 * wave(2, 64, 8, 8, offset=7.0), damaged[1] - 0.5 * wave(2, 64, 4, 4, offset=8.0)]
     mask = torch.zeros(2, 32, 32, dtype=torch.bool)
@@ -90,7 +90,7 @@ def small_network() -> tuple[Network, list[Tensor], list[Tensor], Tensor]:
 
 def test_a_training_step_has_the_values_and_gradients_of_the_reference():
     network, damaged, good, mask = small_network()
-    logits, restored = network(damaged, (32, 32))
+    (logits,), restored = network(damaged, (32, 32))
     check(restored[0], total=-13.7975, absolute=4711.16, at={(0, 0, 0, 0): 0.698414}, within=1e-4)
     check(restored[1], total=1.57212, absolute=693.256, at={(0, 0, 0, 0): 0.330195}, within=1e-4)
     check(logits, total=886.572, absolute=1583.15, at={(0, 0, 0, 0): 0.0841258}, within=2e-4)
@@ -104,8 +104,8 @@ def test_a_training_step_has_the_values_and_gradients_of_the_reference():
         first.input_blocks[0].weight: 142.097,
         first.out[2].weight: 15.2823,
         second.out[2].weight: 14.0051,
-        network.discriminator.units.units[0][1].weight: 3.46207,
-        network.discriminator.third[2].bias: 0.78978,
+        network.discriminators["picked"].units.units[0][1].weight: 3.46207,
+        network.discriminators["picked"].third[2].bias: 0.78978,
     }
     for parameter, expected in norms.items():
         assert parameter.grad.norm().item() == pytest.approx(expected, rel=1e-3)
@@ -116,9 +116,9 @@ def test_a_training_step_has_the_values_and_gradients_of_the_reference():
 def test_detached_residuals_leave_the_reconstruction_alone():
     network, damaged, _, mask = small_network()
     network.detach = True
-    segmentation_loss(network(damaged, (32, 32))[0], mask).backward()
+    segmentation_loss(network(damaged, (32, 32))[0][0], mask).backward()
     assert all(parameter.grad is None for parameter in network.reconstruction.parameters())
-    assert network.discriminator.third[2].bias.grad is not None
+    assert network.discriminators["picked"].third[2].bias.grad is not None
 
 
 def test_an_untrained_reconstruction_leaves_the_features_as_residuals():

@@ -73,8 +73,8 @@ class RealNetConfig(TrainedConfig):
     attention: tuple[int, ...] = (2,)
     """Its levels with attention, by the factor that they are smaller."""
     residuals: Literal["picked", "all", "both"] = "both"
-    """What the discriminator sees: what RRS picks, in the order of its scores, as in the paper; all residuals, each
-    in its own place; or both."""
+    """What a discriminator sees: what RRS picks, in the order of its scores, as in the paper; all residuals, each in
+    its own place; or both, with a discriminator for each, whose logits are averaged."""
     maxima: int = 32
     """Residual channels picked by their maximum (RRS)."""
     means: int = 32
@@ -149,15 +149,15 @@ class Network(nn.Module):
 
     def __init__(self, config: RealNetConfig, widths: Sequence[int]) -> None:
         super().__init__()
-        self.detach, self.residuals = config.detach, config.residuals
+        self.detach = config.detach
         self.reconstruction = nn.ModuleList(_reconstruction(config, width) for width in widths)
         self.selection = ResidualSelection(sum(widths), config.maxima, config.means, config.momentum)
-        picked = config.maxima + config.means
-        seen = {"picked": picked, "all": sum(widths), "both": sum(widths) + picked}
-        self.discriminator = Discriminator(seen[config.residuals], config.discriminator)
+        seen = {"picked": config.maxima + config.means, "all": sum(widths)}
+        ways = ("picked", "all") if config.residuals == "both" else (config.residuals,)
+        self.discriminators = nn.ModuleDict({way: Discriminator(seen[way], config.discriminator) for way in ways})
 
-    def forward(self, features: Sequence[Tensor], size: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
-        """Logits (B, 2, *size), and the reconstruction of each block's features."""
+    def forward(self, features: Sequence[Tensor], size: Sequence[int]) -> tuple[list[Tensor], list[Tensor]]:
+        """Logits (B, 2, *size) of each discriminator, and the reconstruction of each block's features."""
         restored = [restore(feature) for restore, feature in zip(self.reconstruction, features, strict=True)]
         residuals = [
             (feature - (made.detach() if self.detach else made)).square()
@@ -170,11 +170,12 @@ class Network(nn.Module):
             else F.interpolate(residual, size=finest, mode="bilinear", align_corners=True)
             for residual in residuals
         ]
-        seen = torch.cat(aligned, dim=1)
-        if self.residuals != "all":
-            picked = self.selection(seen)
-            seen = picked if self.residuals == "picked" else torch.cat([seen, picked], dim=1)
-        return self.discriminator(seen, size), restored
+        every = torch.cat(aligned, dim=1)
+        logits = [
+            discriminator(self.selection(every) if way == "picked" else every, size)
+            for way, discriminator in self.discriminators.items()
+        ]
+        return logits, restored
 
 
 class RealNet(Detector):
@@ -273,7 +274,8 @@ class RealNet(Detector):
         height, width = image.shape[-2:]
         padded = F.pad(image, self.config.padding((height, width)), mode="replicate")
         logits, _ = self.network(self.features(self.backbone(padded)), padded.shape[-2:])
-        odds = (logits[:, 1] - logits[:, 0])[:, :height, :width]
+        mean = torch.stack(logits).mean(0)
+        odds = (mean[:, 1] - mean[:, 0])[:, :height, :width]
         anomaly_map = odds.sigmoid() if self.config.map_values == "probability" else F.softplus(odds)
         window = max(1, round(self.config.score_window * min(height, width) / 256))
         return Prediction(anomaly_map, image_score(anomaly_map, window))
@@ -376,8 +378,8 @@ class RealNet(Detector):
         mask = self._padded(batch.mask)
         logits, restored = self.network(damaged, mask.shape[-2:])
         distances = [F.mse_loss(made.float(), feature) for made, feature in zip(restored, good, strict=True)]
-        segmentation = segmentation_loss(logits.float(), mask.squeeze(1), self.config.focal)
-        return {"segmentation": segmentation, "features": torch.stack(distances).sum()}
+        shown = [segmentation_loss(each.float(), mask.squeeze(1), self.config.focal) for each in logits]
+        return {"segmentation": torch.stack(shown).sum(), "features": torch.stack(distances).sum()}
 
     def _validate(self, pictures: Pictures) -> float:
         """Mean of the AP of pixels and the AP of pictures, on good pictures with and without made defects."""
