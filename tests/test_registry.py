@@ -12,7 +12,7 @@ def test_a_near_miss_is_suggested():
         registry.load("models", "pathcore")
 
 
-@pytest.mark.parametrize("folder", ["models", "datasets", "metrics", "formats"])
+@pytest.mark.parametrize("folder", ["models", "datasets", "metrics", "formats", "commands"])
 def test_every_plug_in_describes_itself_in_a_line(folder):
     assert registry.names(folder)
     for name in registry.names(folder):

@@ -1,9 +1,9 @@
 """Plug-ins, found by their file name.
 
-A plug-in is a module: a file in one of the folders `models`, `datasets`, `metrics`, `formats`, or
-a module of another package that declares the entry point group `blemish.<folder>`. Its name is the
-name of the file (or of the entry point); what it must define is written in the module that shares
-the folder's name in the singular (`detector.py`, `dataset.py`, `metric.py`, `artifact.py`).
+A plug-in is a module: a file in one of the folders `models`, `datasets`, `metrics`, `formats`,
+`commands`, or a module of another package that declares the entry point group `blemish.<folder>`.
+Its name is the name of the file (or of the entry point); what it must define is written in
+`detector.py`, `dataset.py`, `metric/`, `artifact.py` and `command.py`.
 Listing and describing plug-ins imports none of them.
 """
 
@@ -17,12 +17,13 @@ from typing import Literal
 
 from blemish.errors import ConfigError, not_among
 
-Folder = Literal["models", "datasets", "metrics", "formats"]
+Folder = Literal["models", "datasets", "metrics", "formats", "commands"]
 _SINGULAR: dict[Folder, str] = {
     "models": "model",
     "datasets": "dataset layout",
     "metrics": "metric file",
     "formats": "artifact format",
+    "commands": "command",
 }
 
 

@@ -1,0 +1,143 @@
+"""Commands: what they must be, the options that several share, and how they say what came out.
+
+A command is one file in `commands/`, found by its name: `fit.py` is `blemish fit`, and
+`synthesize_preview.py` is `blemish synthesize preview`: the first underscore is a space, further
+ones are hyphens. It is a module with
+
+- a docstring whose first line is the line of `blemish --help`, "fit MODEL DATA: learn from good
+  pictures.", with what is to be typed before the colon;
+- `COMMAND`: a dataclass whose fields are the options, whose docstrings are the help texts, and
+  whose call does the job and returns the exit status; or, where options depend on what was typed,
+  a function from the words behind the command's name to such a dataclass.
+
+A command only asks and says; the work is done elsewhere. Heavy modules are imported when a command
+runs, so that `--help` is quick.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
+
+from rich.console import Console
+from tyro.conf import Positional, arg
+
+from blemish.types import Failure, Policy
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from blemish.artifact import Predictor
+    from blemish.dataset import Dataset
+    from blemish.metric import Options
+
+ArtifactFile: TypeAlias = Annotated[Positional[Path], arg(metavar="ARTIFACT")]
+FAILED, SOME_FAILED = 2, 1
+"""Exit statuses: nothing came of it; done, but some pictures could not be used."""
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Which pictures."""
+
+    data: Annotated[Positional[Path], arg(metavar="DATA")]
+    """Folder of pictures, or a manifest (.csv, .jsonl); its layout is recognised."""
+    dataset: str = "auto"
+    """Name of the layout, if it should not be recognised; see: blemish list datasets."""
+    category: str = ""
+    """One category, or several separated by commas; all that are found if not given."""
+    train_dir: Path | None = None
+    """Folder of the good pictures to learn from, in place of the layout's own."""
+    validation_fraction: float = 0.2
+    """Share of the good training pictures that is held out to set the threshold."""
+
+    def open(self, *, seed: int = 0, known: Sequence[str] = ()) -> "Dataset":
+        """The dataset, described in a sentence for each category.
+
+        Args:
+            seed: Decides which pictures are held out.
+            known: Categories that are meant when none is named, where the dataset has any of them.
+        """
+        from blemish.dataset import open_dataset
+
+        data = open_dataset(
+            self.dataset,
+            self.data,
+            category=[name.strip() for name in self.category.split(",") if name.strip()],
+            train_dir=self.train_dir,
+            validation_fraction=self.validation_fraction,
+            seed=seed,
+        )
+        common = [name for name in data.categories if name in known]
+        if common and not self.category:
+            data = data.of(*common)
+        say("\n".join(data.sentences()))
+        if known and not common:
+            say(
+                f"The artifact was calibrated for {', '.join(known)}, and for none of these: the threshold is that "
+                "of all its categories together."
+            )
+        return data
+
+
+@dataclass(frozen=True)
+class DetectorOptions:
+    """Which detector, and how strict."""
+
+    artifact: ArtifactFile
+    """Made by blemish fit."""
+    max_false_reject: float | None = None
+    """Another rate than the artifact's own."""
+    max_review: float | None = None
+    """Another grey zone than the artifact's own."""
+    device: str = "auto"
+    """auto, cpu, cuda, ..."""
+
+    def load(self) -> "Predictor":
+        """The predictor in the artifact."""
+        from blemish import artifact
+
+        return artifact.load(self.artifact, device=self.device)
+
+    def policy(self, own: Policy) -> Policy:
+        """The artifact's own policy, with what was given in place of its rates."""
+        rate = own.max_false_reject if self.max_false_reject is None else self.max_false_reject
+        return Policy(rate, own.max_review if self.max_review is None else self.max_review)
+
+
+@dataclass(frozen=True)
+class MetricOptions:
+    """How to measure."""
+
+    protocol: Literal["default", "ader", "adeval"] = "default"
+    """How metrics are computed: our way, or that of published tables."""
+    mode: Literal["auto", "exact", "streaming"] = "auto"
+    """Keep all map values, or count them in bounded memory."""
+    aupro_limit: float = 0.3
+    """False-positive rate up to which AUPRO is taken."""
+    resamples: int = 0
+    """How often to draw the pictures again for 95 % intervals; 200 is enough, 0 is none."""
+
+    def how(self) -> "Options":
+        """The same for the metrics."""
+        from blemish.metric import Options
+
+        return Options(protocol=self.protocol, aupro_limit=self.aupro_limit, resamples=self.resamples)
+
+
+def say(text: "str | Table") -> None:
+    """Prints to the standard output."""
+    Console().print(text, markup=False, highlight=False, soft_wrap=isinstance(text, str))
+
+
+def report_failures(failures: Sequence[Failure]) -> int:
+    """The exit status, after naming the pictures that could not be used."""
+    if not failures:
+        return 0
+    console = Console(stderr=True)
+    console.print(f"{len(failures)} pictures could not be used:", highlight=False)
+    for failure in failures[:20]:
+        console.print(f"  {failure.reason}", markup=False, highlight=False, soft_wrap=True)
+    if len(failures) > 20:
+        console.print(f"  and {len(failures) - 20} more.", highlight=False)
+    return SOME_FAILED

@@ -1,0 +1,89 @@
+"""fit MODEL DATA --out part.blemish: learn from good pictures."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, make_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from tyro.conf import Positional, arg
+
+from blemish import options, registry
+from blemish.command import DataOptions, report_failures, say
+from blemish.errors import ConfigError
+from blemish.types import Decider, Policy
+
+if TYPE_CHECKING:
+    from blemish.dataset import Dataset
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """What to make."""
+
+    out: Path
+    """The artifact to write, ending in .blemish."""
+    preset: str = "small"
+    """Named configuration of the model that the options below start from."""
+    max_false_reject: float = 0.01
+    """Share of good parts that may be called defective, at most: 0.005 is 5 in 1000."""
+    max_review: float | None = None
+    """Share of good parts that may be rejected or sent to a person, at most: opens a grey zone."""
+    backbone_weights: str = "default"
+    """default (embedded, or downloaded for other backbones), random, or a file."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, ..."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Learn from good pictures. Each model has options of its own: blemish fit patchcore --help."""
+
+    model: Annotated[Positional[str], arg(metavar="MODEL")]
+    """The model, which comes before everything else; see: blemish list models."""
+    data: DataOptions
+    fit: FitOptions
+
+    def __call__(self) -> int:
+        """Learns, calibrates, saves, and says what comes next."""
+        from blemish import artifact, detector
+        from blemish.files import check_writable
+
+        config, out = getattr(self, "config", None), self.fit.out
+        if config is None:
+            raise ConfigError(f"the model comes first: blemish fit {self.model} DATA --out {out}.")
+        policy = Policy(self.fit.max_false_reject, self.fit.max_review)
+        artifact.format_of(out)
+        check_writable(out)
+        data = self.data.open(seed=config.seed)
+        data.require_train()
+        learner = detector.create(
+            self.model, config=config, backbone_weights=self.fit.backbone_weights, device=self.fit.device
+        )
+        learner.unfinished = out.with_name(f"{out.name}.unfinished")
+        learner.fit(data, policy)
+        artifact.save(learner, out)
+        learner.unfinished.unlink(missing_ok=True)
+        for category, calibration in artifact.read_header(out).fitted.calibrations.items():
+            for sentence in Decider(calibration, policy).sentences():
+                say(f"{category}: {sentence}")
+        say(f"Written: {out} ({out.stat().st_size / 1e6:.1f} MB)")
+        say(f"Next: blemish {self._next(data)}")
+        return report_failures(learner.failures)
+
+    def _next(self, data: "Dataset") -> str:
+        if any(sample.is_anomalous is not None for sample in data.test):
+            return f"score {self.fit.out} {self.data.data} --html report.html"
+        return f"predict {self.fit.out} NEW_PICTURES --out-dir found"
+
+
+def COMMAND(words: Sequence[str]) -> type[Fit]:  # noqa: N802 - its name in every command
+    """The command with the options of the model that is named first, and with those of all models if none is."""
+    if not words or words[0].startswith("-"):
+        return Fit
+    from blemish import detector
+
+    preset = detector.preset_of(detector.find(words[0]), words[0], options.value_of("--preset", words) or "small")
+    own: list[tuple[str, Any, Any]] = [("config", type(preset), field(default=preset))]
+    command: type[Fit] = make_dataclass("Fit", own, bases=(Fit,), frozen=True)
+    command.__doc__ = registry.describe("models", words[0])
+    return command

@@ -1,0 +1,70 @@
+"""predict part.blemish PICTURE...: score pictures; heatmaps, JSON lines."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from blemish.command import DetectorOptions, report_failures, say
+from blemish.errors import ConfigError, DatasetError, not_among
+from blemish.types import Failure
+
+
+@dataclass(frozen=True)
+class PictureOptions:
+    """What is shown to it."""
+
+    pictures: Annotated[Positional[tuple[Path, ...]], arg(metavar="PICTURE...")]
+    """Pictures, or folders of pictures."""
+    category: str = ""
+    """Whose threshold decides, where the artifact knows several."""
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Score pictures with a trained detector: good, to review, or defective, and where."""
+
+    detector: DetectorOptions
+    shown: PictureOptions
+    out_dir: Path | None = None
+    """Folder for predictions.jsonl and an overlay of each picture and its anomaly map."""
+    json_lines: Path | None = None
+    """File for one JSON object a picture: score, decision, regions with box, area and peak."""
+    maps: bool = False
+    """Write raw anomaly maps (.npy) to --out-dir, too."""
+
+    def __call__(self) -> int:
+        """Predicts, writes, prints."""
+        from blemish import predictions
+        from blemish.files import check_writable
+
+        if self.maps and self.out_dir is None:
+            raise ConfigError("--maps needs a folder to write to; name one with --out-dir.")
+        for file in (self.json_lines, self.out_dir and self.out_dir / "predictions.jsonl"):
+            if file is not None:
+                check_writable(file)
+        pictures = predictions.find_pictures(self.shown.pictures, self.out_dir)
+        predictor = self.detector.load()
+        category = self.shown.category or (predictor.categories[0] if len(predictor.categories) == 1 else "")
+        if category and category not in predictor.categories:
+            raise ConfigError(f"{self.detector.artifact}: {not_among('category', category, predictor.categories)}")
+        policy = self.detector.policy(predictor.policy)
+        failures: list[Failure] = []
+        judged = predictions.predict(predictor, pictures, failures, category=category, policy=policy)
+        scored = predictions.write(judged, pictures, json_lines=self.json_lines, out_dir=self.out_dir, maps=self.maps)
+        if not scored:
+            raise DatasetError(f"none of the {len(pictures)} pictures can be read; {failures[0].reason}")
+        say(predictions.table(scored))
+        say(predictions.summary(scored))
+        for sentence in predictor.decider(category, policy).sentences():
+            say(f"{category or 'All categories'}: {sentence}")
+        if not category:
+            say(
+                "The category was not named, so the threshold is that of all categories together, and its promise "
+                "holds for their mix; see --category."
+            )
+        return report_failures(failures)
+
+
+COMMAND = Predict

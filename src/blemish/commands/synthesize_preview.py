@@ -1,0 +1,38 @@
+"""synthesize preview DATA: made defects to look at."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from blemish.command import DataOptions, report_failures, say
+
+
+@dataclass(frozen=True)
+class Preview:
+    """Look at the made defects that a detector is going to be taught.
+
+    The contact sheet shows below each picture its damage, outlined, and darker where none may lie.
+    """
+
+    data: DataOptions
+    out: Path = Path("preview.png")
+    """The sheet, a PNG file."""
+    sources: str = "procedural,self,cutpaste"
+    """texture:DIR, sdas:DIR, self, cutpaste, procedural; perhaps with weights: self=2,procedural."""
+    foreground: Literal["auto", "paper", "whole"] = "auto"
+    """Where damage may lie."""
+    image_size: tuple[int, int] = (256, 256)
+    """Height and width that pictures are brought to."""
+    count: int = 24
+    """How many."""
+
+    def __call__(self) -> int:
+        """Makes the sheet."""
+        from blemish.synthesis import preview
+
+        failures = preview.write(self.out, self.data.open(), self.sources, self.foreground, self.image_size, self.count)
+        say(f"Written: {self.out}")
+        return report_failures(failures)
+
+
+COMMAND = Preview
