@@ -12,14 +12,15 @@ import itertools
 import json
 import math
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal, NoReturn, TypeVar
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -39,7 +40,7 @@ class Plan:
     """How long to train, and how."""
 
     steps: int | None = None
-    """Batches to learn from, at most."""
+    """Changes of the weights, at most; each learns from a batch."""
     minutes: float | None = None
     """Time to learn for, at most."""
     learning_rate: float = 1e-4
@@ -48,6 +49,11 @@ class Plan:
     """Keep the learning rate, or let it fall to 0 along a cosine over the budget."""
     clip: float | None = None
     """Largest norm that gradients may have; longer ones are shortened to it."""
+    accumulate: int = 1
+    """Batches whose gradients are averaged before the weights change: as one batch so many times as large."""
+    average: float = 0.0
+    """Decay of a moving average of the weights, which is what is judged and left; 0 for the weights themselves.
+    It is warmed up: after n steps the decay is at most (1 + n) / (10 + n)."""
     precision: Precision = "auto"
     """What convolutions and matrix products are computed in; auto: bfloat16 where the processor is made for it."""
     evaluations: int = 10
@@ -58,10 +64,12 @@ class Plan:
     def __post_init__(self) -> None:
         if self.steps is None and self.minutes is None:
             raise ConfigError("training has no end: give a budget with --steps, --epochs or --minutes.")
-        for name in ("steps", "minutes", "learning_rate", "clip", "evaluations"):
+        for name in ("steps", "minutes", "learning_rate", "clip", "accumulate", "evaluations"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ConfigError(f"--{name.replace('_', '-')} is {value}; expected a number above 0.")
+        if not 0 <= self.average < 1:
+            raise ConfigError(f"--average is {self.average}; expected 0 (off) to below 1, for example 0.999.")
 
     def progress(self, step: int, seconds: float) -> float:
         """The share of the budget that is spent; at 1 it is over."""
@@ -85,7 +93,7 @@ class Outcome:
     """What training came to."""
 
     step: int = 0
-    """Batches learned from."""
+    """Changes of the weights."""
     seconds: float = 0.0
     """Time spent, over all attempts."""
     scores: list[tuple[int, float]] = field(default_factory=list)
@@ -113,7 +121,7 @@ def optimise(
         loss: The parts of the loss of a batch, by name; their sum is made smaller.
         module: Its parameters that require gradients are trained; its whole state is saved. It is
             in training mode while it learns.
-        batches: Batch number `step`, always the same; asked ahead, from another thread.
+        batches: Batch of a number, always the same; asked ahead, from another thread.
         plan: How long, and how.
         validate: How good the module is now, higher = better; it is in evaluation mode then.
         unfinished: Where to go on from and to save to; None to save nothing.
@@ -125,13 +133,13 @@ def optimise(
     run = _Run(module, plan, unfinished)
     run.resume()
     total = plan.steps or round(60 * (plan.minutes or 0))
-    batches_ahead = _ahead(batches, run.outcome.step)
+    batches_ahead = _ahead(batches, run.outcome.step * plan.accumulate)
     try:
         with bar("Train", total) as drawn:
             drawn.advance(run.drawn(total))
             while run.progress < 1:
                 before, drawn_before = run.progress, run.drawn(total)
-                run.take(loss, next(batches_ahead), drawn)
+                run.take(loss, itertools.islice(batches_ahead, plan.accumulate), drawn)
                 drawn.advance(run.drawn(total) - drawn_before)
                 due = int(run.progress * plan.evaluations) > int(before * plan.evaluations)
                 if validate is not None and due:
@@ -152,6 +160,7 @@ class _Run:
         self.optimiser = torch.optim.Adam(self.parameters, lr=plan.learning_rate, foreach=True)
         self.outcome = Outcome()
         self.best: dict[str, Tensor] = {}
+        self.average = _copy(module) if plan.average else {}
         self.device = self.parameters[0].device
         self.precision = choose_precision(plan.precision, self.device)
         self.last_saved = time.monotonic()
@@ -163,33 +172,48 @@ class _Run:
     def drawn(self, total: int) -> int:
         return round(self.progress * total)
 
-    def take(self, loss: Callable[[Data], Mapping[str, Tensor]], batch: Data, drawn: Bar) -> None:
-        """Learns from one batch."""
+    def take(self, loss: Callable[[Data], Mapping[str, Tensor]], batches: Iterable[Data], drawn: Bar) -> None:
+        """Changes the weights once, after the gradients of `plan.accumulate` batches."""
         start = time.monotonic()
         for group in self.optimiser.param_groups:
             group["lr"] = self._rate()
         self.module.train()
         buffers = [buffer.clone() for buffer in self.module.buffers()]  # a bad forward pass spoils running means
-        with autocast(self.device, self.precision):
-            parts = loss(batch)
-        values = {name: float(part.detach()) for name, part in parts.items()}
-        if not math.isfinite(sum(values.values())):
-            self._stop("loss", values, buffers)
+        values: Counter[str] = Counter()
         self.optimiser.zero_grad(set_to_none=True)
-        torch.stack([part.float() for part in parts.values()]).sum().backward()
+        for batch in batches:
+            with autocast(self.device, self.precision):
+                parts = loss(batch)
+            for name, part in parts.items():
+                values[name] += float(part.detach()) / self.plan.accumulate
+            if not math.isfinite(sum(values.values())):
+                self._stop("loss", values, buffers)
+            (torch.stack([part.float() for part in parts.values()]).sum() / self.plan.accumulate).backward()
         norm = nn.utils.clip_grad_norm_(self.parameters, self.plan.clip or math.inf)
         if not norm.isfinite():
             self._stop("gradient", values, buffers)
         self.optimiser.step()
         self.outcome.step += 1
+        self._follow()
         self.outcome.seconds += time.monotonic() - start
         if self.outcome.step % max(1, (self.plan.steps or 1000) // 100) == 0:
-            self.outcome.losses.append((self.outcome.step, values))
+            self.outcome.losses.append((self.outcome.step, dict(values)))
         drawn.describe("Train  " + "  ".join(f"{name} {value:.4f}" for name, value in values.items()))
+
+    def _follow(self) -> None:
+        """Moves the average towards the weights."""
+        decay = min(self.plan.average, (1 + self.outcome.step) / (10 + self.outcome.step))
+        for name, value in self.module.state_dict().items() if self.average else ():
+            if value.is_floating_point():
+                self.average[name].lerp_(value, 1 - decay)
+            else:
+                self.average[name].copy_(value)
 
     def validate(self, score: Callable[[], float]) -> None:
         """Asks how good the weights are, and keeps them if they are the best so far."""
         start = time.monotonic()
+        live = _copy(self.module) if self.average else {}
+        self._load(self.average)
         self.module.eval()
         with torch.inference_mode():
             value = score()
@@ -197,13 +221,13 @@ class _Run:
         self.outcome.scores.append((self.outcome.step, value))
         if self.outcome.best == self.outcome.scores[-1]:
             self.best = _copy(self.module)
+        self._load(live)
         self.outcome.seconds += time.monotonic() - start
 
     def finish(self) -> None:
         """Leaves the best weights in the module; the unfinished state stays until its owner has saved them."""
         self._save()
-        if self.best:
-            self.module.load_state_dict(self.best)
+        self._load(self.best or self.average)
         self.module.eval()
 
     def resume(self) -> None:
@@ -222,7 +246,7 @@ class _Run:
             [(step, values) for step, values in outcome["losses"]],
         )
         self.module.load_state_dict(_below("module", tensors))
-        self.best = _below("best", tensors)
+        self.best, self.average = _below("best", tensors), _below("average", tensors)
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in _below("optimiser", tensors).items():
             number, _, key = name.partition(".")
@@ -245,6 +269,7 @@ class _Run:
         groups = {
             "module": self.module.state_dict(),
             "best": self.best,
+            "average": self.average,
             "optimiser": {f"{number}.{key}": value for number, own in moments.items() for key, value in own.items()},
         }
         tensors = {
@@ -255,6 +280,11 @@ class _Run:
         metadata = {"fingerprint": self.unfinished.fingerprint, "outcome": json.dumps(asdict(self.outcome))}
         with replacing(self.unfinished.path) as temporary:
             save_file(tensors, temporary, metadata)
+
+    def _load(self, state: Mapping[str, Tensor]) -> None:
+        """Gives the module these weights, if there are any."""
+        if state:
+            self.module.load_state_dict(state)
 
     def _rate(self) -> float:
         plan = self.plan
@@ -271,6 +301,27 @@ class _Run:
             f"the {what} of step {self.outcome.step + 1} is not a finite number ({parts}).{kept} "
             f"Try a --learning-rate below {self.plan.learning_rate:g}, --clip 1, or --precision float32."
         )
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name; "auto" is the GPU where there is one.
+
+    Raises:
+        ConfigError: there is no such device here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f'--device is "{name}", which is not to be had here; expected auto, cpu or cuda.') from error
+    return torch.device(name)
+
+
+def generator(seed: int, *key: int) -> torch.Generator:
+    """A generator for one item: the same whatever the batch size, the workers and the processes."""
+    entropy = np.random.SeedSequence([seed, *key]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(entropy >> np.uint64(1)))
 
 
 def choose_precision(name: Precision, device: torch.device) -> torch.dtype:

@@ -110,7 +110,6 @@ def test_an_inverted_image_comes_back():
     image, deviation = 0.5 * wave(1, 3, 4, 4, offset=3.0), 0.4
     perfect = Denoiser(lambda x, time: _of_normal(x, time, deviation))
 
-
     def error(steps: int) -> float:
         schedule = noise_schedule(steps)
         again = ddim(perfect, invert(perfect, image, schedule), schedule, NONE, lambda: Z)

@@ -84,7 +84,9 @@ def noise_schedule(steps: int = TIMES, betas: Tensor | None = None) -> NoiseSche
     total = len(betas)
     strides = [stride for stride in range(1, total + 1) if len(range(0, total, stride)) == steps]
     if not strides:
-        raise ConfigError(f"--steps is {steps}, which no whole stride through {total} times gives; try 10, 20, 50, 100.")
+        raise ConfigError(
+            f"--steps is {steps}, which no whole stride through {total} times gives; try 10, 20, 50, 100."
+        )
     return respaced(betas, torch.arange(0, total, strides[0]))
 
 

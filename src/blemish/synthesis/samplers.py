@@ -81,7 +81,9 @@ def dpm(denoiser: Denoiser, start: Tensor, schedule: NoiseSchedule, strength: Te
         ConfigError: a strength is not 0.
     """
     if strength.any():
-        raise ConfigError("--solver dpm draws no noise whose strength could change; expected --strength 0, or ancestral.")
+        raise ConfigError(
+            "--solver dpm draws no noise whose strength could change; expected --strength 0, or ancestral."
+        )
     x, before = start, None
     for step in reversed(range(len(schedule.times))):
         found, gradient = _look(denoiser, schedule, step, x)

@@ -1,0 +1,554 @@
+"""SDAS: a diffusion model of good pictures, from which abnormal ones of any strength are drawn.
+
+This file has the model, its training and its file; `sampling.py` draws from it.
+
+Source: RealNet, arXiv 2403.05897, section 3.1 (strength-controllable diffusion anomaly synthesis);
+network and hyper-parameters are those of Dhariwal and Nichol, arXiv 2105.05233.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from blemish import headers, images
+from blemish.dataset import Dataset, digest
+from blemish.errors import ArtifactError, ConfigError
+from blemish.files import replacing
+from blemish.nn.diffusion import NoiseUNet, NoisyClassifier
+from blemish.nn.unet import GROUPS, HEAD_WIDTH
+from blemish.synthesis.diffusion import TIMES, classifier_loss, diffused, losses, noise_schedule
+from blemish.synthesis.pictures import TRAIN, VALIDATE, Pictures, read_groups
+from blemish.synthesis.samplers import Denoiser
+from blemish.training import (
+    Outcome,
+    Plan,
+    Precision,
+    Schedule,
+    Unfinished,
+    autocast,
+    choose_device,
+    choose_precision,
+    generator,
+    optimise,
+)
+from blemish.types import Failure, Intensity, Preprocessing
+
+SUFFIX = ".diffusion"
+VERSION = 1
+"""Raised when an older Blemish could not understand a new file any more."""
+_KEY = "blemish_diffusion"
+VALIDATED = 64
+"""Noisy pictures that weights are judged on, at times evenly spread; always the same."""
+OF_CLASSES = frozenset({"label_emb.weight", "out.2.c_proj.weight", "out.2.c_proj.bias"})
+"""Tensors whose shape depends on the number of classes: of a checkpoint with others they are left out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionConfig:
+    """What can be chosen for a diffusion model."""
+
+    image_size: tuple[int, int] = (64, 64)
+    """Height and width of the pictures that it makes."""
+    width: int = 32
+    """Channels of the U-Net at full size, a multiple of 32."""
+    multipliers: tuple[int, ...] = (1, 2, 4)
+    """Its width at each level, in multiples; each level halves the size."""
+    attention: tuple[int, ...] = (4,)
+    """Its levels with attention, by the factor that they are smaller; 64 channels a head."""
+    classifier_steps: int = 0
+    """Steps to teach a classifier of noisy pictures that sampling can be guided by; 0 for none. One category needs none."""
+    classifier_width: int = 32
+    """Channels of the classifier at full size."""
+    batch_size: int = 16
+    """Pictures taken at a time."""
+    accumulate: int = 1
+    """Batches that are averaged before the weights change: for the effect of large batches in little memory."""
+    average: float = 0.999
+    """Decay of the moving average of the weights, which is what is kept; warmed up."""
+    steps: int | None = None
+    """Changes of the weights, at most."""
+    epochs: float | None = None
+    """Times to see each picture, at most."""
+    minutes: float | None = None
+    """Time to learn for, at most."""
+    learning_rate: float = 1e-4
+    """Of Adam."""
+    schedule: Schedule = "constant"
+    """Keep the learning rate, or let it fall to 0 (cosine)."""
+    clip: float | None = 1.0
+    """Largest norm of gradients."""
+    precision: Precision = "auto"
+    """float32 or bfloat16; auto: bfloat16 where the processor is made for it."""
+    evaluations: int = 10
+    """How often the weights are judged on held-out good pictures, and a grid of samples is drawn."""
+    balance: bool = False
+    """Take each category equally often."""
+    intensity: Intensity | None = None
+    """Range of values for pictures of more than 8 bit; measured on the training pictures if not given."""
+    seed: int = 0
+    """Seed of everything that is drawn at random."""
+
+    def __post_init__(self) -> None:
+        levels = [2**level for level in range(len(self.multipliers))]
+        if not levels or not set(self.attention) <= set(levels):
+            raise ConfigError(f"--attention is {self.attention}; expected factors among {levels}, one a level.")
+        if any(side < levels[-1] or side % levels[-1] for side in self.image_size):
+            height, width = self.image_size
+            raise ConfigError(f"--image-size is {height}x{width}; expected multiples of {levels[-1]} for {levels} levels.")
+        # The middle always attends.
+        attending = {*self.attention, levels[-1]}
+        for name in ("width", "classifier_width"):
+            width = getattr(self, name)
+            wide = [width * multiplier for multiplier, level in zip(self.multipliers, levels, strict=True) if level in attending]
+            if width < GROUPS or width % GROUPS or any(channels % HEAD_WIDTH for channels in wide):
+                raise ConfigError(
+                    f"--{name.replace('_', '-')} is {width}; expected a multiple of {GROUPS} that makes multiples of "
+                    f"{HEAD_WIDTH} at the levels with attention, and at the last."
+                )
+        for name, least in (("batch_size", 1), ("classifier_steps", 0), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"--{name.replace('_', '-')} is {getattr(self, name)}; expected {least} or more.")
+
+    def plan(self, pictures: int) -> Plan:
+        """How to train on so many pictures.
+
+        Raises:
+            ConfigError: no budget, or values that make no sense.
+        """
+        at_once = self.batch_size * self.accumulate
+        by_epochs = None if self.epochs is None else max(1, math.ceil(self.epochs * pictures / at_once))
+        return Plan(
+            steps=min((steps for steps in (self.steps, by_epochs) if steps is not None), default=None),
+            minutes=self.minutes,
+            learning_rate=self.learning_rate,
+            schedule=self.schedule,
+            clip=self.clip,
+            accumulate=self.accumulate,
+            average=self.average,
+            precision=self.precision,
+            evaluations=self.evaluations,
+        )
+
+
+PRESETS: dict[str, DiffusionConfig] = {
+    "paper": DiffusionConfig(
+        image_size=(256, 256),
+        width=256,
+        multipliers=(1, 1, 2, 2, 4, 4),
+        attention=(8, 16, 32),
+        classifier_steps=40_000,
+        classifier_width=128,
+        batch_size=5,
+        accumulate=12,
+        average=0.9999,
+        epochs=1000,
+        precision="float32",
+        evaluations=100,
+        seed=100,
+    ),
+    "small": DiffusionConfig(minutes=45, learning_rate=1e-3, schedule="cosine"),
+    "tiny": DiffusionConfig(
+        image_size=(32, 32),
+        multipliers=(1, 2),
+        attention=(2,),
+        batch_size=8,
+        steps=60,
+        learning_rate=2e-3,
+        schedule="cosine",
+        average=0.9,
+        evaluations=2,
+    ),
+}
+"""Named configurations: "paper" (faithful), "small" (a category in 45 minutes on two cores), "tiny" (for tests)."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a model's file says of it beside the weights."""
+
+    config: DiffusionConfig
+    categories: tuple[str, ...]
+    """In the order of the classes."""
+    grey: tuple[str, ...] = ()
+    """Those whose pictures have no colour."""
+    intensity: Intensity | None = None
+    """The rule for pictures of more than 8 bit."""
+    has_classifier: bool = False
+    steps: int = 0
+    """Changes of the weights that it was trained for."""
+    learned_from: tuple[str, ...] = ()
+    """A digest of the contents of each training picture, sorted."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """What it was made with."""
+
+
+class Noisy(NamedTuple):
+    """A batch to learn from."""
+
+    image: Tensor
+    """(B, 3, H, W) float32 in [-1, 1]."""
+    label: Tensor
+    """(B,) which category."""
+    time: Tensor
+    """(B,) how noisy: 0 to 999."""
+    noise: Tensor
+    """(B, 3, H, W) standard normal."""
+
+    def to(self, device: torch.device) -> "Noisy":
+        """The same on a device, in the memory layout that convolutions like best."""
+        image, noise = (part.to(device, memory_format=torch.channels_last) for part in (self.image, self.noise))
+        return Noisy(image, self.label.to(device), self.time.to(device), noise)
+
+
+class DiffusionModel(nn.Module):
+    """The U-Net, perhaps a classifier, and what is known of them."""
+
+    def __init__(self, known: Known) -> None:
+        super().__init__()
+        config, classes = known.config, len(known.categories)
+        self.known = known
+        self.network = NoiseUNet(config.width, config.multipliers, config.attention, classes)
+        halvings = 2 ** (len(config.multipliers) - 1)
+        side = config.image_size[0] // halvings, config.image_size[1] // halvings
+        self.classifier = None
+        if known.has_classifier:
+            self.classifier = NoisyClassifier(
+                config.classifier_width, config.multipliers, config.attention, classes, side
+            )
+        self.to(memory_format=torch.channels_last)
+
+    @property
+    def device(self) -> torch.device:
+        """Where its tensors are."""
+        return next(self.parameters()).device
+
+    def denoiser(self, label: Tensor, guidance: float = 0.0) -> Denoiser:
+        """What samplers see of it, for classes (B,).
+
+        Args:
+            label: The class of each image.
+            guidance: Scale of the classifier's gradient; 0 for none.
+
+        Raises:
+            ConfigError: there is guidance, and no classifier that gives it.
+        """
+        precision = choose_precision(self.known.config.precision, self.device)
+
+        def output(x: Tensor, time: Tensor) -> Tensor:
+            with autocast(self.device, precision):
+                return self.network(x, time, label)  # type: ignore[no-any-return]
+
+        if not guidance:
+            return Denoiser(output)
+        if self.classifier is None:
+            raise ConfigError(
+                f"--guidance is {guidance:g}, and this model has no classifier to guide it; fit one of two categories or "
+                "more with --classifier-steps 1000, or leave guidance out."
+            )
+        classifier = self.classifier
+
+        def gradient(x: Tensor, time: Tensor) -> Tensor:
+            with torch.enable_grad():
+                image = x.detach().requires_grad_()
+                with autocast(self.device, precision):
+                    logits = classifier(image, time)
+                chosen = logits.float().log_softmax(1).gather(1, label[:, None]).sum()
+                return guidance * torch.autograd.grad(chosen, image)[0]
+
+        return Denoiser(output, gradient)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """Where a training reads from and writes to, beside its data."""
+
+    unfinished: Path | None = None
+    """File that its state is kept in, so that a killed one goes on from there."""
+    weights: Path | None = None
+    """Weights of others to begin with."""
+    classifier_weights: Path | None = None
+    """The same for the classifier."""
+
+
+@dataclass
+class Trained:
+    """What a training came to."""
+
+    model: DiffusionModel
+    outcome: Outcome
+    failures: list[Failure]
+    """Pictures that could not be read."""
+    reports: list[str]
+    """What was taken from weights of others."""
+
+
+def fit(
+    data: Dataset,
+    config: DiffusionConfig,
+    device: str = "auto",
+    places: Places | None = None,
+    watch: Callable[[DiffusionModel, int], None] | None = None,
+) -> Trained:
+    """A diffusion model of the good pictures of `data`.
+
+    Its weights are, of the moving averages judged, those that see the noise on held-out good pictures best.
+
+    Args:
+        data: `train` is learned from; `validation` judges.
+        config: What it shall be.
+        device: "auto", "cpu", "cuda", …
+        places: Unfinished state, and weights to begin with.
+        watch: Called with the model whenever it was judged, and how often that was before.
+
+    Raises:
+        DatasetError: a category has no good pictures.
+        ConfigError: weights that don't fit, or no budget.
+        TrainingError: a loss that is not a number.
+    """
+    data.require_train()
+    places = places or Places()
+    failures: list[Failure] = []
+    rule = config.intensity
+    if rule is None:
+        rule, _ = images.measure_intensity(sample.path for sample in data.train if images.is_deep(sample.path))
+    preprocessing = Preprocessing(config.image_size, rule)
+    learn, judge = (
+        Pictures(read_groups(samples, preprocessing, "whole", failures), (), config.seed, config.balance)
+        for samples in (data.train, data.validation or data.train)
+    )
+    known = Known(
+        config=config,
+        categories=tuple(data.categories),
+        grey=tuple(group.category for group in learn.groups if (group.pictures == group.pictures[..., :1]).all()),
+        intensity=rule,
+        has_classifier=config.classifier_steps > 0 and len(data.categories) > 1,
+        learned_from=tuple(sorted(digest(sample.path) for sample in data.train)),
+        versions=headers.versions(),
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = DiffusionModel(known)
+    reports = _begin(model, places)
+    model.to(choose_device(device))
+    outcome = _train(model, learn, judge, places, watch)
+    model.known = Known(**{**vars(known), "steps": outcome.step})
+    return Trained(model.eval(), outcome, failures, reports)
+
+
+def _train(
+    model: DiffusionModel,
+    learn: Pictures,
+    judge: Pictures,
+    places: Places,
+    watch: Callable[[DiffusionModel, int], None] | None,
+) -> Outcome:
+    config, categories = model.known.config, model.known.categories
+    schedule = noise_schedule().to(model.device)
+    judged = 0
+    held_out = [
+        _noisy(judge, categories, range(first, min(first + config.batch_size, VALIDATED)), VALIDATE)
+        for first in range(0, VALIDATED, config.batch_size)
+    ]
+
+    def loss(batch: Noisy) -> dict[str, Tensor]:
+        image, label, time, noise = batch.to(model.device)
+        output = model.network(diffused(schedule, time, image, noise), time, label)
+        squared, bits = losses(schedule, time, image, noise, output)
+        return {"noise": squared.mean(), "variance": bits.mean()}
+
+    def validate() -> float:
+        nonlocal judged
+        with autocast(model.device, choose_precision(config.precision, model.device)):
+            found = [float(sum(loss(batch).values())) * len(batch.time) for batch in held_out]
+        if watch is not None:
+            watch(model, judged)
+        judged += 1
+        return -sum(found) / VALIDATED
+
+    def batch(number: int) -> Noisy:
+        return _noisy(learn, categories, range(number * config.batch_size, (number + 1) * config.batch_size), TRAIN)
+
+    plan = config.plan(len(learn))
+    outcome = optimise(loss, model.network, batch, plan, validate, _unfinished(model, places, ""))
+    if model.classifier is not None:
+        classifier = model.classifier
+
+        def name_loss(batch: Noisy) -> dict[str, Tensor]:
+            image, label, time, noise = batch.to(model.device)
+            return {"category": classifier_loss(classifier(diffused(schedule, time, image, noise), time), label)}
+
+        own = Plan(steps=config.classifier_steps, learning_rate=config.learning_rate, clip=config.clip, precision=config.precision)
+        optimise(name_loss, classifier, batch, own, None, _unfinished(model, places, ".classifier"))
+    return outcome
+
+
+def _noisy(pictures: Pictures, categories: Sequence[str], positions: range, purpose: int) -> Noisy:
+    """The pictures at some positions of the endless sequence, each with a time and noise of its own."""
+    found, labels, times, noises = [], [], [], []
+    for position in positions:
+        _, group, index = pictures.place(position, purpose)
+        own = generator(pictures.seed, purpose, position)
+        found.append(torch.from_numpy(pictures.groups[group].pictures[index]))
+        labels.append(categories.index(pictures.groups[group].category))
+        # What judges is spread evenly over the times, so that few pictures are enough.
+        drawn = torch.randint(TIMES, (), generator=own) if purpose == TRAIN else (2 * position + 1) * TIMES // (2 * VALIDATED)
+        times.append(int(drawn))
+        noises.append(torch.randn(3, *found[0].shape[:2], generator=own))
+    return Noisy(to_image(torch.stack(found)), torch.tensor(labels), torch.tensor(times), torch.stack(noises))
+
+
+def to_image(pictures: Tensor) -> Tensor:
+    """Pictures (B, H, W, 3) uint8 as images (B, 3, H, W) float32 in [-1, 1]."""
+    return pictures.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def to_pictures(image: Tensor) -> images.Picture:
+    """Images (B, 3, H, W) in [-1, 1] as pictures (B, H, W, 3) uint8, rounded: the inverse of `to_image`."""
+    grey_levels = ((image.float() + 1) * 127.5).round().clamp(0, 255)
+    return np.ascontiguousarray(grey_levels.permute(0, 2, 3, 1).to("cpu", torch.uint8).numpy())
+
+
+def _unfinished(model: DiffusionModel, places: Places, which: str) -> Unfinished | None:
+    if places.unfinished is None:
+        return None
+    begun = [None if path is None else digest(path) for path in (places.weights, places.classifier_weights)]
+    known = json.dumps([which, asdict(model.known.config), model.known.learned_from, begun])
+    path = places.unfinished.with_name(f"{places.unfinished.name}{which}")
+    return Unfinished(path, hashlib.sha256(known.encode()).hexdigest())
+
+
+def forget(places: Places) -> None:
+    """Deletes the unfinished state, after the model was saved."""
+    for which in ("", ".classifier"):
+        if places.unfinished is not None:
+            places.unfinished.with_name(f"{places.unfinished.name}{which}").unlink(missing_ok=True)
+
+
+def _begin(model: DiffusionModel, places: Places) -> list[str]:
+    pairs: list[tuple[nn.Module | None, Path | None, str]] = [
+        (model.network, places.weights, "--weights"),
+        (model.classifier, places.classifier_weights, "--classifier-weights"),
+    ]
+    reports = []
+    for network, file, option in pairs:
+        if file is not None:
+            if network is None:
+                raise ConfigError(f"{option} is {file}, but no classifier is trained; see --classifier-steps.")
+            reports.append(take_over(network, read_checkpoint(file, option), str(file)))
+    return reports
+
+
+def read_checkpoint(file: Path, option: str) -> dict[str, Tensor]:
+    """The tensors of a U-Net or classifier in a file of ours or of others.
+
+    Raises:
+        ConfigError: no such file, or not a state dict.
+    """
+    if not file.is_file():
+        raise ConfigError(f"{option} is {file}, and there is no such file; expected a state dict or a {SUFFIX} file.")
+    if file.suffix == SUFFIX:
+        part = "classifier." if option.startswith("--classifier") else "network."
+        return {name.removeprefix(part): value for name, value in load_file(file).items() if name.startswith(part)}
+    from blemish.nn.backbone import read_weights
+
+    return read_weights(file)
+
+
+def take_over(network: nn.Module, state: Mapping[str, Tensor], source: str) -> str:
+    """Copies a checkpoint into `network`, and says what was taken.
+
+    What depends on the number of classes may differ, and is left as it is; nothing else may.
+
+    Raises:
+        ConfigError: other tensors are missing, too many, or of another shape; the first are named.
+    """
+    own = network.state_dict()
+    wrong = {
+        name: (_shape(state.get(name)), _shape(own.get(name)))
+        for name in {**own, **state}
+        if _shape(state.get(name)) != _shape(own.get(name))
+    }
+    described = [f"{name} ({there} there, {here} here)" for name, (there, here) in wrong.items()]
+    if not wrong.keys() <= OF_CLASSES:
+        raise ConfigError(
+            f"weights {source}: {len(wrong)} of {len(own)} tensors differ, first {', '.join(described[:3])}; expected a "
+            "checkpoint of a network of the same sizes (--width, --multipliers, --attention; --preset paper for those "
+            "of guided-diffusion)."
+        )
+    taken = {name: value for name, value in state.items() if name not in wrong}
+    network.load_state_dict({**own, **{name: value.to(own[name].dtype) for name, value in taken.items()}})
+    count = sum(value.numel() for value in taken.values())
+    left = f"; new and random: {', '.join(described)}" if wrong else ""
+    return f"{source}: took {len(taken)} of {len(own)} tensors ({count:,} numbers){left}."
+
+
+def _shape(tensor: Tensor | None) -> str:
+    return "none" if tensor is None else "x".join(map(str, tensor.shape))
+
+
+def save(model: DiffusionModel, path: Path) -> None:
+    """Writes weights and header to one safetensors file, whole or not at all.
+
+    Raises:
+        OutputError: it can't be written.
+    """
+    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    header = json.dumps({"version": VERSION, **asdict(model.known)})
+    with replacing(path) as temporary:
+        save_file(state, temporary, {_KEY: header})
+
+
+def read_known(path: Path) -> Known:
+    """What a model's file says of it; quick.
+
+    Raises:
+        ArtifactError: no such file, not a diffusion model, or one of a newer Blemish.
+    """
+    if not path.is_file():
+        raise ArtifactError(f"{path}: no such file; expected a diffusion model made by blemish synthesize fit.")
+    text = headers.read(path, _KEY)
+    try:
+        values: dict[str, Any] = json.loads(text or "")
+        number = int(values.pop("version"))
+        if number > VERSION:
+            raise ArtifactError(
+                f"{path} was written by a newer Blemish (file version {number}; this one reads up to {VERSION}): "
+                "pip install --upgrade blemish"
+            )
+        return headers.from_plain(Known, values)
+    except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
+        raise _not_a_model(path) from error
+
+
+def load(path: Path, device: str = "auto") -> DiffusionModel:
+    """The model in a file, ready to draw from.
+
+    Raises:
+        ArtifactError: no such file, not a diffusion model, damaged, or one of a newer Blemish.
+        ConfigError: the device is not to be had.
+    """
+    known = read_known(path)
+    try:
+        with torch.device("meta"):
+            model = DiffusionModel(known)
+        model.load_state_dict(load_file(path), assign=True)
+    except (RuntimeError, SafetensorError, ValueError) as error:
+        raise _not_a_model(path) from error
+    return model.to(choose_device(device), memory_format=torch.channels_last).eval()
+
+
+def _not_a_model(path: Path) -> ArtifactError:
+    return ArtifactError(
+        f"{path} is not a diffusion model of Blemish, or is damaged (truncated?); expected a file written by "
+        "blemish synthesize fit: copy it again, or make it anew."
+    )
