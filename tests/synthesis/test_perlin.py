@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from blemish.synthesis.perlin import Recipe, blend, perlin_mask, perlin_noise, rotate
-from blemish.synthesis.sources import MADE, PATTERNS, WAYS, Source, parse
+from blemish.synthesis.sources import MADE, PATTERNS, WAYS, Foreign, Source, parse
 
 
 def wave(*shape: int, offset: float) -> np.ndarray:
@@ -136,3 +136,14 @@ def test_weights_are_shares():
     names = [recipe.item(PICTURES, EVERYWHERE, 0, (number,)).source for number in range(300)]
     assert names.count("self") == pytest.approx(225, abs=30)
     assert isinstance(recipe.sources[0], Source)
+
+
+def test_damage_stays_where_its_source_is_abnormal():
+    half = np.zeros((64, 64), bool)
+    half[:, :32] = True
+    source = Source("half", lambda pictures, index, draw: Foreign(np.full_like(pictures[index], 255), half))
+    pictures, foregrounds = np.zeros((1, 64, 64, 3), np.uint8), np.ones((1, 64, 64), bool)
+    recipe = Recipe(sources=(source,), clean_share=0.0)
+    masks = [recipe.item(pictures, foregrounds, 0, (epoch,)).mask for epoch in range(20)]
+    assert any(mask.any() for mask in masks)
+    assert not any(mask[:, 32:].any() for mask in masks)

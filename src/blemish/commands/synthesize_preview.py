@@ -1,4 +1,4 @@
-"""synthesize preview DATA: made defects to look at."""
+"""synthesize preview DATA|good.diffusion: made defects to look at."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,8 @@ class Preview:
     """Look at the made defects that a detector is going to be taught.
 
     The contact sheet shows below each picture its damage, outlined, and darker where none may lie.
+    Of a diffusion model (.diffusion in place of DATA), it shows what is drawn: a column for each number, from top
+    to bottom with strength 0, 0.05, 0.1, 0.2 and 0.4.
     """
 
     data: DataOptions
@@ -25,11 +27,17 @@ class Preview:
     """Height and width that pictures are brought to."""
     count: int = 24
     """How many."""
+    device: str = "auto"
+    """auto, cpu, cuda, ...; for a diffusion model."""
 
     def __call__(self) -> int:
         """Makes the sheet."""
         from blemish.synthesis import preview
 
+        if self.data.data.suffix == ".diffusion":
+            preview.write_ladder(self.out, self.data.data, self.data.category, self.count, self.device)
+            say(f"Written: {self.out}")
+            return 0
         failures = preview.write(self.out, self.data.open(), self.sources, self.foreground, self.image_size, self.count)
         say(f"Written: {self.out}")
         return report_failures(failures)

@@ -1,6 +1,6 @@
 """SDAS: a diffusion model of good pictures, from which abnormal ones of any strength are drawn.
 
-This file has the model, its training and its file; `sampling.py` draws from it.
+This module has the model and its file; `sdas_training.py` teaches it, `sampling.py` draws from it.
 
 Source: RealNet, arXiv 2403.05897, section 3.1 (strength-controllable diffusion anomaly synthesis);
 network and hyper-parameters are those of Dhariwal and Nichol, arXiv 2105.05233.
@@ -9,10 +9,10 @@ network and hyper-parameters are those of Dhariwal and Nichol, arXiv 2105.05233.
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,35 +20,20 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from blemish import headers, images
-from blemish.dataset import Dataset, digest
+from blemish import headers
 from blemish.errors import ArtifactError, ConfigError
 from blemish.files import replacing
+from blemish.images import Picture
 from blemish.nn.diffusion import NoiseUNet, NoisyClassifier
 from blemish.nn.unet import GROUPS, HEAD_WIDTH
-from blemish.synthesis.diffusion import TIMES, classifier_loss, diffused, losses, noise_schedule
-from blemish.synthesis.pictures import TRAIN, VALIDATE, Pictures, read_groups
 from blemish.synthesis.samplers import Denoiser
-from blemish.training import (
-    Outcome,
-    Plan,
-    Precision,
-    Schedule,
-    Unfinished,
-    autocast,
-    choose_device,
-    choose_precision,
-    generator,
-    optimise,
-)
-from blemish.types import Failure, Intensity, Preprocessing
+from blemish.training import Plan, Precision, Schedule, autocast, choose_device, choose_precision
+from blemish.types import Intensity
 
 SUFFIX = ".diffusion"
 VERSION = 1
 """Raised when an older Blemish could not understand a new file any more."""
 _KEY = "blemish_diffusion"
-VALIDATED = 64
-"""Noisy pictures that weights are judged on, at times evenly spread; always the same."""
 OF_CLASSES = frozenset({"label_emb.weight", "out.2.c_proj.weight", "out.2.c_proj.bias"})
 """Tensors whose shape depends on the number of classes: of a checkpoint with others they are left out."""
 
@@ -66,7 +51,7 @@ class DiffusionConfig:
     attention: tuple[int, ...] = (4,)
     """Its levels with attention, by the factor that they are smaller; 64 channels a head."""
     classifier_steps: int = 0
-    """Steps to teach a classifier of noisy pictures that sampling can be guided by; 0 for none. One category needs none."""
+    """Steps to teach a classifier that guides sampling to the category; 0 for none. One category gets none."""
     classifier_width: int = 32
     """Channels of the classifier at full size."""
     batch_size: int = 16
@@ -104,12 +89,18 @@ class DiffusionConfig:
             raise ConfigError(f"--attention is {self.attention}; expected factors among {levels}, one a level.")
         if any(side < levels[-1] or side % levels[-1] for side in self.image_size):
             height, width = self.image_size
-            raise ConfigError(f"--image-size is {height}x{width}; expected multiples of {levels[-1]} for {levels} levels.")
+            raise ConfigError(
+                f"--image-size is {height}x{width}; expected multiples of {levels[-1]} for {levels} levels."
+            )
         # The middle always attends.
         attending = {*self.attention, levels[-1]}
         for name in ("width", "classifier_width"):
             width = getattr(self, name)
-            wide = [width * multiplier for multiplier, level in zip(self.multipliers, levels, strict=True) if level in attending]
+            wide = [
+                width * multiplier
+                for multiplier, level in zip(self.multipliers, levels, strict=True)
+                if level in attending
+            ]
             if width < GROUPS or width % GROUPS or any(channels % HEAD_WIDTH for channels in wide):
                 raise ConfigError(
                     f"--{name.replace('_', '-')} is {width}; expected a multiple of {GROUPS} that makes multiples of "
@@ -192,24 +183,6 @@ class Known:
     """What it was made with."""
 
 
-class Noisy(NamedTuple):
-    """A batch to learn from."""
-
-    image: Tensor
-    """(B, 3, H, W) float32 in [-1, 1]."""
-    label: Tensor
-    """(B,) which category."""
-    time: Tensor
-    """(B,) how noisy: 0 to 999."""
-    noise: Tensor
-    """(B, 3, H, W) standard normal."""
-
-    def to(self, device: torch.device) -> "Noisy":
-        """The same on a device, in the memory layout that convolutions like best."""
-        image, noise = (part.to(device, memory_format=torch.channels_last) for part in (self.image, self.noise))
-        return Noisy(image, self.label.to(device), self.time.to(device), noise)
-
-
 class DiffusionModel(nn.Module):
     """The U-Net, perhaps a classifier, and what is known of them."""
 
@@ -252,8 +225,8 @@ class DiffusionModel(nn.Module):
             return Denoiser(output)
         if self.classifier is None:
             raise ConfigError(
-                f"--guidance is {guidance:g}, and this model has no classifier to guide it; fit one of two categories or "
-                "more with --classifier-steps 1000, or leave guidance out."
+                f"--guidance is {guidance:g}, and this model has no classifier to guide it; fit one of two categories "
+                "or more with --classifier-steps 1000, or leave guidance out."
             )
         classifier = self.classifier
 
@@ -268,184 +241,15 @@ class DiffusionModel(nn.Module):
         return Denoiser(output, gradient)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Places:
-    """Where a training reads from and writes to, beside its data."""
-
-    unfinished: Path | None = None
-    """File that its state is kept in, so that a killed one goes on from there."""
-    weights: Path | None = None
-    """Weights of others to begin with."""
-    classifier_weights: Path | None = None
-    """The same for the classifier."""
-
-
-@dataclass
-class Trained:
-    """What a training came to."""
-
-    model: DiffusionModel
-    outcome: Outcome
-    failures: list[Failure]
-    """Pictures that could not be read."""
-    reports: list[str]
-    """What was taken from weights of others."""
-
-
-def fit(
-    data: Dataset,
-    config: DiffusionConfig,
-    device: str = "auto",
-    places: Places | None = None,
-    watch: Callable[[DiffusionModel, int], None] | None = None,
-) -> Trained:
-    """A diffusion model of the good pictures of `data`.
-
-    Its weights are, of the moving averages judged, those that see the noise on held-out good pictures best.
-
-    Args:
-        data: `train` is learned from; `validation` judges.
-        config: What it shall be.
-        device: "auto", "cpu", "cuda", …
-        places: Unfinished state, and weights to begin with.
-        watch: Called with the model whenever it was judged, and how often that was before.
-
-    Raises:
-        DatasetError: a category has no good pictures.
-        ConfigError: weights that don't fit, or no budget.
-        TrainingError: a loss that is not a number.
-    """
-    data.require_train()
-    places = places or Places()
-    failures: list[Failure] = []
-    rule = config.intensity
-    if rule is None:
-        rule, _ = images.measure_intensity(sample.path for sample in data.train if images.is_deep(sample.path))
-    preprocessing = Preprocessing(config.image_size, rule)
-    learn, judge = (
-        Pictures(read_groups(samples, preprocessing, "whole", failures), (), config.seed, config.balance)
-        for samples in (data.train, data.validation or data.train)
-    )
-    known = Known(
-        config=config,
-        categories=tuple(data.categories),
-        grey=tuple(group.category for group in learn.groups if (group.pictures == group.pictures[..., :1]).all()),
-        intensity=rule,
-        has_classifier=config.classifier_steps > 0 and len(data.categories) > 1,
-        learned_from=tuple(sorted(digest(sample.path) for sample in data.train)),
-        versions=headers.versions(),
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        model = DiffusionModel(known)
-    reports = _begin(model, places)
-    model.to(choose_device(device))
-    outcome = _train(model, learn, judge, places, watch)
-    model.known = Known(**{**vars(known), "steps": outcome.step})
-    return Trained(model.eval(), outcome, failures, reports)
-
-
-def _train(
-    model: DiffusionModel,
-    learn: Pictures,
-    judge: Pictures,
-    places: Places,
-    watch: Callable[[DiffusionModel, int], None] | None,
-) -> Outcome:
-    config, categories = model.known.config, model.known.categories
-    schedule = noise_schedule().to(model.device)
-    judged = 0
-    held_out = [
-        _noisy(judge, categories, range(first, min(first + config.batch_size, VALIDATED)), VALIDATE)
-        for first in range(0, VALIDATED, config.batch_size)
-    ]
-
-    def loss(batch: Noisy) -> dict[str, Tensor]:
-        image, label, time, noise = batch.to(model.device)
-        output = model.network(diffused(schedule, time, image, noise), time, label)
-        squared, bits = losses(schedule, time, image, noise, output)
-        return {"noise": squared.mean(), "variance": bits.mean()}
-
-    def validate() -> float:
-        nonlocal judged
-        with autocast(model.device, choose_precision(config.precision, model.device)):
-            found = [float(sum(loss(batch).values())) * len(batch.time) for batch in held_out]
-        if watch is not None:
-            watch(model, judged)
-        judged += 1
-        return -sum(found) / VALIDATED
-
-    def batch(number: int) -> Noisy:
-        return _noisy(learn, categories, range(number * config.batch_size, (number + 1) * config.batch_size), TRAIN)
-
-    plan = config.plan(len(learn))
-    outcome = optimise(loss, model.network, batch, plan, validate, _unfinished(model, places, ""))
-    if model.classifier is not None:
-        classifier = model.classifier
-
-        def name_loss(batch: Noisy) -> dict[str, Tensor]:
-            image, label, time, noise = batch.to(model.device)
-            return {"category": classifier_loss(classifier(diffused(schedule, time, image, noise), time), label)}
-
-        own = Plan(steps=config.classifier_steps, learning_rate=config.learning_rate, clip=config.clip, precision=config.precision)
-        optimise(name_loss, classifier, batch, own, None, _unfinished(model, places, ".classifier"))
-    return outcome
-
-
-def _noisy(pictures: Pictures, categories: Sequence[str], positions: range, purpose: int) -> Noisy:
-    """The pictures at some positions of the endless sequence, each with a time and noise of its own."""
-    found, labels, times, noises = [], [], [], []
-    for position in positions:
-        _, group, index = pictures.place(position, purpose)
-        own = generator(pictures.seed, purpose, position)
-        found.append(torch.from_numpy(pictures.groups[group].pictures[index]))
-        labels.append(categories.index(pictures.groups[group].category))
-        # What judges is spread evenly over the times, so that few pictures are enough.
-        drawn = torch.randint(TIMES, (), generator=own) if purpose == TRAIN else (2 * position + 1) * TIMES // (2 * VALIDATED)
-        times.append(int(drawn))
-        noises.append(torch.randn(3, *found[0].shape[:2], generator=own))
-    return Noisy(to_image(torch.stack(found)), torch.tensor(labels), torch.tensor(times), torch.stack(noises))
-
-
 def to_image(pictures: Tensor) -> Tensor:
     """Pictures (B, H, W, 3) uint8 as images (B, 3, H, W) float32 in [-1, 1]."""
     return pictures.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def to_pictures(image: Tensor) -> images.Picture:
+def to_pictures(image: Tensor) -> Picture:
     """Images (B, 3, H, W) in [-1, 1] as pictures (B, H, W, 3) uint8, rounded: the inverse of `to_image`."""
     grey_levels = ((image.float() + 1) * 127.5).round().clamp(0, 255)
     return np.ascontiguousarray(grey_levels.permute(0, 2, 3, 1).to("cpu", torch.uint8).numpy())
-
-
-def _unfinished(model: DiffusionModel, places: Places, which: str) -> Unfinished | None:
-    if places.unfinished is None:
-        return None
-    begun = [None if path is None else digest(path) for path in (places.weights, places.classifier_weights)]
-    known = json.dumps([which, asdict(model.known.config), model.known.learned_from, begun])
-    path = places.unfinished.with_name(f"{places.unfinished.name}{which}")
-    return Unfinished(path, hashlib.sha256(known.encode()).hexdigest())
-
-
-def forget(places: Places) -> None:
-    """Deletes the unfinished state, after the model was saved."""
-    for which in ("", ".classifier"):
-        if places.unfinished is not None:
-            places.unfinished.with_name(f"{places.unfinished.name}{which}").unlink(missing_ok=True)
-
-
-def _begin(model: DiffusionModel, places: Places) -> list[str]:
-    pairs: list[tuple[nn.Module | None, Path | None, str]] = [
-        (model.network, places.weights, "--weights"),
-        (model.classifier, places.classifier_weights, "--classifier-weights"),
-    ]
-    reports = []
-    for network, file, option in pairs:
-        if file is not None:
-            if network is None:
-                raise ConfigError(f"{option} is {file}, but no classifier is trained; see --classifier-steps.")
-            reports.append(take_over(network, read_checkpoint(file, option), str(file)))
-    return reports
 
 
 def read_checkpoint(file: Path, option: str) -> dict[str, Tensor]:
@@ -481,9 +285,9 @@ def take_over(network: nn.Module, state: Mapping[str, Tensor], source: str) -> s
     described = [f"{name} ({there} there, {here} here)" for name, (there, here) in wrong.items()]
     if not wrong.keys() <= OF_CLASSES:
         raise ConfigError(
-            f"weights {source}: {len(wrong)} of {len(own)} tensors differ, first {', '.join(described[:3])}; expected a "
-            "checkpoint of a network of the same sizes (--width, --multipliers, --attention; --preset paper for those "
-            "of guided-diffusion)."
+            f"weights {source}: {len(wrong)} of {len(own)} tensors differ, first {', '.join(described[:3])}; expected "
+            "a checkpoint of a network of the same sizes (--width, --multipliers, --attention; for those of "
+            "guided-diffusion --preset paper)."
         )
     taken = {name: value for name, value in state.items() if name not in wrong}
     network.load_state_dict({**own, **{name: value.to(own[name].dtype) for name, value in taken.items()}})
@@ -528,6 +332,12 @@ def read_known(path: Path) -> Known:
         return headers.from_plain(Known, values)
     except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
         raise _not_a_model(path) from error
+
+
+def hash_of(path: Path) -> str:
+    """A short fingerprint of a model's file."""
+    with path.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()[:16]
 
 
 def load(path: Path, device: str = "auto") -> DiffusionModel:
