@@ -12,7 +12,7 @@ import itertools
 import json
 import math
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -179,13 +179,13 @@ class _Run:
             group["lr"] = self._rate()
         self.module.train()
         buffers = [buffer.clone() for buffer in self.module.buffers()]  # a bad forward pass spoils running means
-        values: Counter[str] = Counter()
+        values: dict[str, float] = {}
         self.optimiser.zero_grad(set_to_none=True)
         for batch in batches:
             with autocast(self.device, self.precision):
                 parts = loss(batch)
             for name, part in parts.items():
-                values[name] += float(part.detach()) / self.plan.accumulate
+                values[name] = values.get(name, 0.0) + float(part.detach()) / self.plan.accumulate
             if not math.isfinite(sum(values.values())):
                 self._stop("loss", values, buffers)
             (torch.stack([part.float() for part in parts.values()]).sum() / self.plan.accumulate).backward()
@@ -197,7 +197,7 @@ class _Run:
         self._follow()
         self.outcome.seconds += time.monotonic() - start
         if self.outcome.step % max(1, (self.plan.steps or 1000) // 100) == 0:
-            self.outcome.losses.append((self.outcome.step, dict(values)))
+            self.outcome.losses.append((self.outcome.step, values))
         drawn.describe("Train  " + "  ".join(f"{name} {value:.4f}" for name, value in values.items()))
 
     def _follow(self) -> None:

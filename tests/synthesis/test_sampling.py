@@ -1,25 +1,10 @@
-from dataclasses import replace
-
 import numpy as np
 import pytest
-import torch
 
 from blemish.errors import ConfigError
 from blemish.synthesis.samplers import SOLVERS
 from blemish.synthesis.sampling import LADDER, Drawing, changed, class_of, draw, ladder, parse_strength
-from blemish.synthesis.sdas import PRESETS, DiffusionModel, Known
-
-CONFIG = replace(PRESETS["tiny"], image_size=(16, 16), precision="float32")
-
-
-def untrained(*categories: str, grey: tuple[str, ...] = (), classifier: bool = False) -> DiffusionModel:
-    """A network with random weights everywhere, so that its output is not 0."""
-    torch.manual_seed(0)
-    model = DiffusionModel(Known(CONFIG, categories, grey, has_classifier=classifier)).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn(parameter.shape))
-    return model
+from untrained import untrained
 
 
 @pytest.fixture(scope="module")

@@ -3,11 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from blemish import options
 from blemish.command import DataOptions, report_failures, say
 from blemish.errors import ConfigError, not_among
+
+if TYPE_CHECKING:
+    from blemish.synthesis.sdas import DiffusionConfig
 
 
 @dataclass(frozen=True)
@@ -34,13 +37,15 @@ class FitDiffusion:
 
     data: DataOptions
     fit: DiffusionOptions
+    if TYPE_CHECKING:
+        config: DiffusionConfig  # those of the preset that is named; see COMMAND
 
     def __call__(self) -> int:
         """Learns, draws grids while it does, saves, and says what comes next."""
         from blemish.files import check_writable
         from blemish.synthesis import preview, sdas, sdas_training
 
-        config, out = getattr(self, "config", None) or sdas.PRESETS["small"], self.fit.out
+        out = self.fit.out
         if out.suffix != sdas.SUFFIX:
             raise ConfigError(f'--out is {out}; expected the name of a diffusion model, ending in "{sdas.SUFFIX}".')
         check_writable(out)
@@ -50,8 +55,8 @@ class FitDiffusion:
             weights=self.fit.weights,
             classifier_weights=self.fit.classifier_weights,
         )
-        data = self.data.open(seed=config.seed)
-        trained = sdas_training.fit(data, config, self.fit.device, places, preview.Grids(grids))
+        data = self.data.open(seed=self.config.seed)
+        trained = sdas_training.fit(data, self.config, self.fit.device, places, preview.Grids(grids))
         sdas.save(trained.model, out)
         sdas_training.forget(places)
         for line in trained.reports:

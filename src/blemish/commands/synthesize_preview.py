@@ -20,7 +20,7 @@ class Preview:
     out: Path = Path("preview.png")
     """The sheet, a PNG file."""
     sources: str = "procedural,self,cutpaste"
-    """texture:DIR, sdas:DIR, self, cutpaste, procedural; perhaps with weights: self=2,procedural."""
+    """texture:DIR, sdas:DIR, sdas_masked:DIR, self, cutpaste, procedural; perhaps with weights: self=2,procedural."""
     foreground: Literal["auto", "paper", "whole"] = "auto"
     """Where damage may lie."""
     image_size: tuple[int, int] = (256, 256)

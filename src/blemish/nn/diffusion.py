@@ -7,7 +7,7 @@ arXiv 2403.05897, section 3.1.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
@@ -51,7 +51,7 @@ class Residual(nn.Module):
         return whole
 
 
-class Steps(nn.Sequential):
+class Steps(nn.ModuleList):
     """Layers one after the other; residual blocks are told the time."""
 
     def forward(self, feature: Tensor, embedding: Tensor) -> Tensor:
@@ -168,7 +168,7 @@ def time_features(time: Tensor, width: int) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
-_RESAMPLERS = {
+_RESAMPLERS: dict[Resample, Callable[[], nn.Module]] = {
     "down": lambda: nn.AvgPool2d(2),
     "up": lambda: nn.Upsample(scale_factor=2, mode="nearest"),
     "": nn.Identity,
@@ -182,15 +182,14 @@ def _time_embedding(width: int) -> nn.Sequential:
 def _encoder(width: int, multipliers: Sequence[int], attention: Sequence[int]) -> tuple[nn.ModuleList, Steps]:
     """The way down and the middle."""
     stages = down_stages(width, multipliers, attention)
-    first = Steps(nn.Conv2d(IMAGE_CHANNELS, width, 3, padding=1))
+    first = Steps([nn.Conv2d(IMAGE_CHANNELS, width, 3, padding=1)])
     blocks = nn.ModuleList([first, *(_steps(stage, 4 * width) for stage in stages)])
     last = stages[-1].width
-    middle: Iterable[nn.Module] = (Residual(last, last, 4 * width), Attention(last), Residual(last, last, 4 * width))
-    return blocks, Steps(*middle)
+    return blocks, Steps([Residual(last, last, 4 * width), Attention(last), Residual(last, last, 4 * width)])
 
 
 def _steps(stage: Stage, embedding: int) -> Steps:
     down: Resample = "down" if stage.resample == "down" else ""
     attends = [Attention(stage.width)] if stage.attends else []
     doubled = [Residual(stage.width, stage.width, embedding, "up")] if stage.resample == "up" else []
-    return Steps(Residual(stage.channels, stage.width, embedding, down), *attends, *doubled)
+    return Steps([Residual(stage.channels, stage.width, embedding, down), *attends, *doubled])

@@ -354,7 +354,8 @@ def load(path: Path, device: str = "auto") -> DiffusionModel:
         model.load_state_dict(load_file(path), assign=True)
     except (RuntimeError, SafetensorError, ValueError) as error:
         raise _not_a_model(path) from error
-    return model.to(choose_device(device), memory_format=torch.channels_last).eval()
+    model.to(choose_device(device)).to(memory_format=torch.channels_last)
+    return model.eval()
 
 
 def _not_a_model(path: Path) -> ArtifactError:
