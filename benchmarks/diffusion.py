@@ -78,9 +78,9 @@ def speed(threads: int, count: int, repeats: int) -> None:
     with torch.inference_mode(), mock.patch("torch.nn.functional.scaled_dot_product_attention", written_out):
         usual = seconds(lambda: plain(network, count, 0.1, drawing.steps), repeats)
     print(f"plain loop, float32            {count / usual:8.2f} pairs a second")
-    ours = seconds(lambda: sampling.draw(model, 0, range(count), drawing), repeats)
+    ours = seconds(lambda: list(sampling.draw(model, 0, range(count), drawing)), repeats)
     print(f"ours                           {count / ours:8.2f} pairs a second, {usual / ours:.2f} times as many")
-    quick = seconds(lambda: sampling.draw(model, 0, range(count), good), repeats)
+    quick = seconds(lambda: list(sampling.draw(model, 0, range(count), good)), repeats)
     print(f"ours, good ones, dpm, 10 steps {count / quick:8.2f} pictures a second")
 
 
@@ -101,9 +101,9 @@ def paper(threads: int, repeats: int) -> None:
     total = operations * 20 * 2 * 10_000
     print(f"10,000 pictures with twins: 10,000 x 2 x 20 steps x that = {total:.3g} operations; at a share of")
     for name, peak in GPUS.items():
-        hours = [total / (peak * share) / 3600 for share in reversed(REACHED)]
+        least, most = (total / (peak * share) / 3600 for share in reversed(REACHED))
         print(
-            f"  {REACHED[1]:.0%} to {REACHED[0]:.0%} of {name}'s {peak / 1e12:.0f} T/s: {hours[0]:.1f} to {hours[1]:.1f} h"
+            f"  {REACHED[1]:.0%} to {REACHED[0]:.0%} of {name}'s {peak / 1e12:.0f} T/s: {least:.1f} to {most:.1f} hours"
         )
     network = network.to_empty(device="cpu").to(torch.bfloat16).to(memory_format=torch.channels_last)
     for parameter in network.parameters():
@@ -115,9 +115,8 @@ def paper(threads: int, repeats: int) -> None:
             network(image, now, label)
 
     took = seconds(step, repeats)
-    print(
-        f"one step here, batch 1, bfloat16, {threads} threads: {took:.1f} s, {operations / took / 1e9:.0f} G operations/s"
-    )
+    rate = operations / took / 1e9
+    print(f"one step here, batch 1, bfloat16, {threads} threads: {took:.1f} s, {rate:.0f} G operations a second")
 
 
 def distance(file: Path, data: str, category: str, count: int) -> None:
@@ -156,7 +155,7 @@ def distance(file: Path, data: str, category: str, count: int) -> None:
     print(f"| truly defective ({len(bad)}) | {nearest(read(bad)):.3f} |")
     for strength in STRENGTHS:
         drawing = sampling.Drawing(strength=(strength, strength))
-        drawn = [one for at in range(0, count, 16) for one in sampling.draw(model, label, range(at, at + 16), drawing)]
+        drawn = [one for _, one in sampling.draw(model, label, range(count), drawing)]
         images = torch.stack([torch.from_numpy(one.picture).permute(2, 0, 1).float() / 255 for one in drawn])
         share = statistics.fmean(float(one.mask.mean()) for one in drawn)
         print(f"| strength {strength:g} ({len(drawn)}) | {nearest(embed(images)):.3f} | mask {share:.1%} |")

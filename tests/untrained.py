@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import torch
 
+from blemish.synthesis.sampling import Drawing
 from blemish.synthesis.sdas import PRESETS, DiffusionModel, Known
 
 CONFIG = replace(PRESETS["tiny"], image_size=(16, 16), precision="float32")
@@ -17,3 +18,8 @@ def untrained(*categories: str, grey: tuple[str, ...] = (), classifier: bool = F
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape))
     return model
+
+
+def exact(**fields: object) -> Drawing:
+    """A drawing in float32, whose results don't depend on what is computed beside them."""
+    return Drawing(precision="float32", **fields)

@@ -141,3 +141,9 @@ def test_the_variance_of_a_step_grows_by_the_strength(strength):
 def test_first_keeps_the_steps_nearest_to_the_image():
     assert isinstance(SHORT.first(5), NoiseSchedule)
     assert SHORT.first(5).times.tolist() == [0, 50, 100, 150, 200]
+
+
+def test_one_step_alone_is_a_schedule_too():
+    only = noise_schedule(1)
+    assert only.times.tolist() == [0]
+    assert all(len(values) == 1 and torch.isfinite(values).all() for values in only)

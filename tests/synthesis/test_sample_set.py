@@ -12,11 +12,11 @@ from blemish import images
 from blemish.errors import ConfigError, DatasetError, OutputError
 from blemish.synthesis import sample_set
 from blemish.synthesis.sample_set import Wanted, lay_out, read_manifest, write
-from blemish.synthesis.sampling import Drawing, draw
+from blemish.synthesis.sampling import draw
 from blemish.synthesis.sources import parse
-from untrained import untrained
+from untrained import exact, untrained
 
-DRAWING = Drawing(steps=4, strength=(0.2, 0.4))
+DRAWING = exact(steps=4, strength=(0.2, 0.4))
 
 
 @pytest.fixture(scope="module")
@@ -29,11 +29,11 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_pictures_masks_and_manifest_are_written(model, tmp_path):
-    written = write(tmp_path, model, "hash", Wanted(category="a", count=3, batch_size=2), DRAWING)
+    written = write(tmp_path, model, "hash", Wanted(category="a", count=3), DRAWING)
     assert (written.drawn, written.found, written.failures) == (3, 0, [])
     rows = read_manifest(tmp_path)
     assert [row["index"] for row in rows] == [0, 1, 2]
-    for row, drawn in zip(rows, draw(model, 0, range(3), DRAWING), strict=True):
+    for row, drawn in zip(rows, dict(draw(model, 0, range(3), DRAWING)).values(), strict=True):
         np.testing.assert_array_equal(images.read(tmp_path / row["path"]), drawn.picture)
         mask = cv2.imread(str(tmp_path / row["mask"]), cv2.IMREAD_UNCHANGED)
         sure = cv2.imread(str(tmp_path / row["confidence"]), cv2.IMREAD_UNCHANGED)
@@ -46,7 +46,7 @@ def test_pictures_masks_and_manifest_are_written(model, tmp_path):
 
 def test_a_full_disk_stops_and_the_same_run_goes_on(model, tmp_path, monkeypatch):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    wanted = Wanted(category="a", count=5, batch_size=2)
+    wanted = Wanted(category="a", count=5)
     write(whole, model, "hash", wanted, DRAWING)
     really, calls = Path.write_bytes, []
 
@@ -104,7 +104,7 @@ def test_pictures_drawn_otherwise_are_not_mixed_in(model, tmp_path, changes, mod
     write(tmp_path, model, "hash", Wanted(category="a", count=1), DRAWING)
     fields = {"steps": 4, "strength": (0.2, 0.4), **changes}
     with pytest.raises(OutputError, match=f"drawn with {named}"):
-        write(tmp_path, model, model_hash, Wanted(category="a", count=2), Drawing(**fields))
+        write(tmp_path, model, model_hash, Wanted(category="a", count=2), exact(**fields))
 
 
 def test_a_folder_that_another_run_writes_to_is_refused(model, tmp_path):
@@ -121,7 +121,7 @@ def test_real_pictures_are_started_from_and_named(model, tmp_path):
     for number in range(2):
         Image.fromarray(np.full((20, 24, 3), 90 + 60 * number, np.uint8)).save(good / f"{number}.png")
     (good / "broken.png").write_text("no picture")
-    drawing = Drawing(steps=50, depth=0.02, strength=(0.0, 0.0))
+    drawing = exact(steps=50, depth=0.02, strength=(0.0, 0.0))
     written = write(tmp_path / "out", model, "hash", Wanted(category="a", count=3, init=good), drawing)
     assert [failure.path.name for failure in written.failures] == ["broken.png"]
     rows = read_manifest(tmp_path / "out")
@@ -138,9 +138,10 @@ def test_real_pictures_are_started_from_and_named(model, tmp_path):
 def test_unknown_categories_and_counts_are_refused(model, tmp_path):
     with pytest.raises(ConfigError, match='no category named "c"'):
         write(tmp_path, model, "hash", Wanted(category="c"), DRAWING)
-    for field in ("count", "batch_size"):
-        with pytest.raises(ConfigError, match=f"--{field.replace('_', '-')} is 0"):
-            Wanted(**{field: 0})
+    with pytest.raises(ConfigError, match="--count is 0"):
+        Wanted(count=0)
+    with pytest.raises(ConfigError, match="--first is -1"):
+        Wanted(first=-1)
 
 
 def test_a_set_is_laid_out_like_sia(model, tmp_path):

@@ -4,7 +4,7 @@ import pytest
 from blemish.errors import ConfigError
 from blemish.synthesis.samplers import SOLVERS
 from blemish.synthesis.sampling import LADDER, Drawing, changed, class_of, draw, ladder, parse_strength
-from untrained import untrained
+from untrained import exact, untrained
 
 
 @pytest.fixture(scope="module")
@@ -12,20 +12,26 @@ def model():
     return untrained("a", "b", grey=("b",), classifier=True)
 
 
+def drawn(*given, **named):
+    """The pictures alone, in the order of their numbers."""
+    return list(dict(draw(*given, **named)).values())
+
+
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_a_picture_does_not_depend_on_its_batch(model, solver):
-    drawing = Drawing(solver=solver, steps=4)
-    together = draw(model, 0, range(5), drawing)
-    alone = [draw(model, 0, [number], drawing)[0] for number in range(5)]
-    for one, other in zip(together, alone, strict=True):
+def test_a_picture_does_not_depend_on_what_else_is_drawn(model, solver):
+    drawing = exact(solver=solver, steps=4)
+    together = dict(draw(model, 0, range(6, 10), drawing))
+    assert list(together) == [6, 7, 8, 9]
+    for number, one in together.items():
+        (other,) = drawn(model, 0, [number], drawing)
         assert one.strength == other.strength
         np.testing.assert_array_equal(one.picture, other.picture)
-        np.testing.assert_allclose(one.confidence, other.confidence)
-    assert len({drawn.picture.tobytes() for drawn in together}) == 5
+        np.testing.assert_array_equal(one.confidence, other.confidence)
+    assert len({one.picture.tobytes() for one in together.values()}) == 4
 
 
 def test_strengths_are_drawn_from_the_span_one_for_each_picture(model):
-    found = [drawn.strength for drawn in draw(model, 0, range(40), Drawing(steps=1, strength=(0.1, 0.2)))]
+    found = [one.strength for one in drawn(model, 0, range(40), exact(steps=1, strength=(0.1, 0.2)))]
     assert 0.1 <= min(found) < 0.12
     assert 0.18 < max(found) <= 0.2
     assert len(set(found)) == 40
@@ -33,10 +39,11 @@ def test_strengths_are_drawn_from_the_span_one_for_each_picture(model):
 
 def test_the_twin_is_the_picture_of_strength_0(model):
     """The mask is where a picture differs from the one with the same number and no strength."""
-    plain = draw(model, 0, range(4), Drawing(strength=(0.0, 0.0), steps=5))
-    strong = draw(model, 0, range(4), Drawing(strength=(0.3, 0.3), steps=5))
+    plain = drawn(model, 0, range(4), exact(strength=(0.0, 0.0), steps=5))
+    strong = drawn(model, 0, range(4), exact(strength=(0.3, 0.3), steps=5))
     for one, other in zip(strong, plain, strict=True):
-        np.testing.assert_array_equal(one.confidence, changed(one.picture, other.picture, 16))
+        # Alone, it may be rounded otherwise than as a twin: by one grey level here and there.
+        np.testing.assert_allclose(one.confidence, changed(one.picture, other.picture, 16), atol=0.03)
         assert not other.mask.any()
         assert other.surety == 0
     assert any(one.mask.any() for one in strong)
@@ -44,7 +51,7 @@ def test_the_twin_is_the_picture_of_strength_0(model):
 
 def test_more_strength_changes_more(model):
     shares = [
-        np.mean([drawn.confidence.mean() for drawn in draw(model, 0, range(6), Drawing(strength=(s, s), steps=5))])
+        np.mean([one.confidence.mean() for one in drawn(model, 0, range(6), exact(strength=(s, s), steps=5))])
         for s in (0.0, 0.05, 0.2, 0.8)
     ]
     assert shares[0] == 0
@@ -52,18 +59,18 @@ def test_more_strength_changes_more(model):
 
 
 def test_categories_differ_and_grey_ones_have_no_colour(model):
-    coloured, grey = (draw(model, label, [0], Drawing(steps=3))[0].picture for label in (0, 1))
+    coloured, grey = (drawn(model, label, [0], exact(steps=3))[0].picture for label in (0, 1))
     assert (grey == grey[:, :, :1]).all()
     assert not (coloured == coloured[:, :, :1]).all()
 
 
 @pytest.mark.parametrize("solver", ["ancestral", "ddim"])
 def test_pictures_that_are_started_from_real_ones_stay_near_them(model, solver):
-    real = np.full((2, 16, 16, 3), 200, np.uint8)
+    real = np.full((16, 16, 3), 200, np.uint8)
     near, far = (
         [
-            np.abs(drawn.picture.astype(int) - 200).mean()
-            for drawn in draw(model, 0, range(2), Drawing(solver=solver, depth=depth, strength=(0.0, 0.0)), real)
+            np.abs(one.picture.astype(int) - 200).mean()
+            for one in drawn(model, 0, [0], exact(solver=solver, depth=depth, strength=(0.0, 0.0)), lambda number: real)
         ]
         for depth in (0.03, 1.0)
     )
@@ -71,10 +78,10 @@ def test_pictures_that_are_started_from_real_ones_stay_near_them(model, solver):
 
 
 def test_guidance_needs_a_classifier_and_changes_the_pictures(model):
-    plain, guided = (draw(model, 0, [0], Drawing(steps=3, guidance=scale))[0].picture for scale in (0.0, 5.0))
+    plain, guided = (drawn(model, 0, [0], exact(steps=3, guidance=scale))[0].picture for scale in (0.0, 5.0))
     assert (plain != guided).any()
     with pytest.raises(ConfigError, match="--guidance is 1, and this model has no classifier"):
-        draw(untrained("a"), 0, [0], Drawing(guidance=1.0))
+        drawn(untrained("a"), 0, [0], exact(guidance=1.0))
 
 
 def test_confidence_is_half_where_the_change_is_the_least_that_counts():
@@ -89,12 +96,17 @@ def test_confidence_is_half_where_the_change_is_the_least_that_counts():
 
 
 def test_the_ladder_begins_with_good_pictures_and_keeps_columns(model):
-    sheet = ladder(model, [0], 3, LADDER, Drawing(steps=3))
+    sheet = ladder(model, [0], 3, LADDER, exact(steps=3))
     assert sheet.shape == (16 * len(LADDER), 16 * 3, 3)
-    good = draw(model, 0, range(3), Drawing(strength=(0.0, 0.0), steps=3))
-    np.testing.assert_array_equal(sheet[:16], np.concatenate([drawn.picture for drawn in good], axis=1))
-    strong = draw(model, 0, range(3), Drawing(strength=(0.4, 0.4), steps=3))
-    np.testing.assert_array_equal(sheet[-16:], np.concatenate([drawn.picture for drawn in strong], axis=1))
+    good = drawn(model, 0, range(3), exact(strength=(0.0, 0.0), steps=3))
+    _nearly(sheet[:16], np.concatenate([one.picture for one in good], axis=1))
+    strong = drawn(model, 0, range(3), exact(strength=(0.4, 0.4), steps=3))
+    _nearly(sheet[-16:], np.concatenate([one.picture for one in strong], axis=1))
+
+
+def _nearly(one: np.ndarray, other: np.ndarray) -> None:
+    """Equal up to a grey level: arithmetic rounds otherwise for other sizes of a batch."""
+    assert np.abs(one.astype(int) - other).max() <= 1
 
 
 @pytest.mark.parametrize(

@@ -40,8 +40,8 @@ class Sample:
     """Share of the way to pure noise that these are sent."""
     least_change: int = 16
     """Grey levels by which a pixel must change to be in the mask."""
-    batch_size: int = 16
-    """Pictures drawn at a time; they don't depend on it."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto: bfloat16 where the processor is made for it."""
     seed: int = 0
     """Picture i draws from (seed, i)."""
     device: str = "auto"
@@ -58,11 +58,10 @@ class Sample:
             guidance=self.guidance,
             depth=self.depth,
             least_change=self.least_change,
+            precision=self.precision,
             seed=self.seed,
         )
-        wanted = sample_set.Wanted(
-            category=self.category, count=self.count, first=self.first, init=self.init, batch_size=self.batch_size
-        )
+        wanted = sample_set.Wanted(category=self.category, count=self.count, first=self.first, init=self.init)
         model = sdas.load(self.model, self.device)
         written = sample_set.write(self.out, model, sdas.hash_of(self.model), wanted, drawing)
         found = f"; {written.found} were there already" if written.found else ""

@@ -97,8 +97,8 @@ class NoiseUNet(nn.Module):
 
         Args:
             image: (B, 3, H, W) in about [-1, 1], with noise.
-            time: (B,) how noisy: 0 to 999.
-            label: (B,) int64 class of each; needed if the network was built with classes.
+            time: (B,) how noisy: 0 to 999; or (1,), the same for all.
+            label: (B,) int64 class of each, or (1,); needed if the network was built with classes.
         """
         embedding = self.time_embed(time_features(time, self.width))
         if self.label_emb is not None:
@@ -132,7 +132,7 @@ class NoisyClassifier(nn.Module):
         )
 
     def forward(self, image: Tensor, time: Tensor) -> Tensor:
-        """Logits (B, classes) of images (B, 3, H, W) at times (B,)."""
+        """Logits (B, classes) of images (B, 3, H, W) at times (B,), or (1,)."""
         embedding = self.time_embed(time_features(time, self.width))
         feature = image
         for block in (*self.input_blocks, self.middle_block):

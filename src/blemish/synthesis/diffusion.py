@@ -108,6 +108,8 @@ def respaced(betas: Tensor, times: Tensor) -> NoiseSchedule:
     following = torch.cat([alphas_cumprod[1:], alphas_cumprod.new_zeros(1)])
     betas = 1 - alphas_cumprod / previous
     variance = betas * (1 - previous) / (1 - alphas_cumprod)
+    # The first step back has none; it counts as the second's, or where there is no second, as the greatest.
+    least = variance[1:2] if len(times) > 1 else betas
     return NoiseSchedule(
         times=times,
         betas=betas,
@@ -115,7 +117,7 @@ def respaced(betas: Tensor, times: Tensor) -> NoiseSchedule:
         alphas_cumprod_prev=previous,
         alphas_cumprod_next=following,
         posterior_variance=variance,
-        posterior_log_variance=torch.cat([variance[1:2], variance[1:]]).log(),
+        posterior_log_variance=torch.cat([least, variance[1:]]).log(),
         posterior_mean_coef1=betas * previous.sqrt() / (1 - alphas_cumprod),
         posterior_mean_coef2=(1 - previous) * (1 - betas).sqrt() / (1 - alphas_cumprod),
         log_betas=betas.log(),

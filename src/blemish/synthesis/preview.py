@@ -76,10 +76,10 @@ class Grids:
         Raises:
             OutputError: it can't be written.
         """
-        from blemish.synthesis.sampling import ladder
+        from blemish.synthesis.sampling import Drawing, ladder
 
         labels = range(min(4, len(model.known.categories)))
-        grid = ladder(model, labels, self.count, (0.0, 0.1, 0.2))
+        grid = ladder(model, labels, self.count, (0.0, 0.1, 0.2), Drawing(precision=model.known.config.precision))
         write_bytes(self.folder / f"grid-{number:03}.png", images.encode(grid))
 
 

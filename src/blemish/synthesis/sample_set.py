@@ -43,11 +43,9 @@ class Wanted:
     """Number of the first one: parts of a set can be made on several machines."""
     init: Path | None = None
     """Folder of real good pictures to start from, so that the change stays aligned with the part."""
-    batch_size: int = 16
-    """Pictures drawn at a time; they don't depend on it."""
 
     def __post_init__(self) -> None:
-        for name, least in (("count", 1), ("first", 0), ("batch_size", 1)):
+        for name, least in (("count", 1), ("first", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"--{name.replace('_', '-')} is {getattr(self, name)}; expected {least} or more.")
 
@@ -82,6 +80,7 @@ def write(folder: Path, model: DiffusionModel, model_hash: str, wanted: Wanted, 
     category = model.known.categories[label]
     size = model.known.config.image_size
     real, names, failures = _real(wanted.init, Preprocessing(size, model.known.intensity))
+    begin = None if real is None else lambda number: real[number % len(real)]
     settings = {
         "model": model_hash,
         **{name: value for name, value in asdict(drawing).items() if name != "strength"},
@@ -96,13 +95,10 @@ def write(folder: Path, model: DiffusionModel, model_hash: str, wanted: Wanted, 
         _mend(folder, lines)
         with appending(folder / MANIFEST) as add, bar("Draw", wanted.count) as drawn_bar:
             drawn_bar.advance(wanted.count - len(remaining))
-            for at in range(0, len(remaining), wanted.batch_size):
-                now = remaining[at : at + wanted.batch_size]
-                begin = None if real is None else np.stack([real[number % len(real)] for number in now])
-                for number, drawn in zip(now, draw(model, label, now, drawing, begin), strict=True):
-                    start = names[number % len(names)] if names else None
-                    add(json.dumps(_written(folder, category, number, drawn) | settings | {"start": start}))
-                    drawn_bar.advance()
+            for number, drawn in draw(model, label, remaining, drawing, begin):
+                start = names[number % len(names)] if names else None
+                add(json.dumps(_written(folder, category, number, drawn) | settings | {"start": start}))
+                drawn_bar.advance()
     return Written(len(remaining), wanted.count - len(remaining), failures)
 
 

@@ -7,7 +7,7 @@ noise, but of strength 0; where the two differ, the strength has changed the par
 Source: RealNet, arXiv 2403.05897, section 3.1; starts from real pictures: SDEdit, arXiv 2108.01073.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ from blemish.images import Bools, Floats, Picture
 from blemish.synthesis.diffusion import NoiseSchedule, diffused, noise_schedule, solver_schedule
 from blemish.synthesis.samplers import SOLVERS, invert
 from blemish.synthesis.sdas import DiffusionModel, to_image, to_pictures
-from blemish.training import generator
+from blemish.training import Precision, generator
 
 STRENGTHS = {"ancestral": (0.1, 0.2), "ddim": (0.01, 0.03), "dpm": (0.0, 0.0)}
 """What is recommended for each solver; those of the paper are the first."""
@@ -29,8 +29,11 @@ ABSURD = 4.0
 """A strength above it leaves nothing of the part."""
 LADDER = (0.0, 0.05, 0.1, 0.2, 0.4)
 """Strengths that are shown below each other."""
+AT_ONCE = 8
+"""Pictures that are computed together, with as many twins."""
 SMOOTHING = 1 / 128
 """Of differences, as a share of the shorter side: a changed place is more than a pixel."""
+Begin = Callable[[int], Picture]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +52,8 @@ class Drawing:
     """Share of the way to pure noise that real pictures are sent, where they are started from."""
     least_change: int = 16
     """Grey levels by which a pixel must differ from the twin's to count as changed."""
+    precision: Precision = "auto"
+    """float32 or bfloat16; auto: bfloat16 where the processor is made for it."""
     seed: int = 0
     """Picture i draws from (seed, i)."""
 
@@ -133,33 +138,40 @@ def class_of(model: DiffusionModel, category: str) -> int:
 
 
 def draw(
-    model: DiffusionModel, label: int, numbers: Sequence[int], drawing: Drawing, begin: Picture | None = None
-) -> list[Drawn]:
-    """Pictures of some numbers, all at once.
+    model: DiffusionModel, label: int, numbers: Sequence[int], drawing: Drawing, begin: Begin | None = None
+) -> Iterator[tuple[int, Drawn]]:
+    """Pictures of some numbers, each with its number, in ascending order.
+
+    They are computed in groups of `AT_ONCE` that always have the same members, wanted or not: arithmetic
+    rounds otherwise for other sizes of a batch, and a picture must not depend on what else is drawn.
 
     Args:
         model: What draws.
         label: The class of all of them.
         numbers: Which pictures.
         drawing: How.
-        begin: (B, H, W, 3) uint8 real pictures that they are started from; pure noise if not given.
+        begin: The real picture (H, W, 3) uint8 that a number is started from; pure noise if not given.
     """
     low, high = drawing.span
-    owns = [generator(drawing.seed, number) for number in numbers]
-    shares = torch.tensor([float(torch.rand((), generator=own)) for own in owns])
-    strength = low + (high - low) * shares
-    return draw_with(model, label, owns, strength, drawing, begin)
+    wanted = set(numbers)
+    for first in sorted({number - number % AT_ONCE for number in wanted}):
+        group = range(first, first + AT_ONCE)
+        owns = [generator(drawing.seed, number) for number in group]
+        shares = torch.tensor([float(torch.rand((), generator=own)) for own in owns])
+        real = None if begin is None else np.stack([begin(number) for number in group])
+        found = _draw_group(model, label, owns, low + (high - low) * shares, drawing, real)
+        yield from ((number, drawn) for number, drawn in zip(group, found, strict=True) if number in wanted)
 
 
-def draw_with(
+def _draw_group(
     model: DiffusionModel,
     label: int,
     owns: Sequence[torch.Generator],
     strength: Tensor,
     drawing: Drawing,
-    begin: Picture | None = None,
+    real: Picture | None = None,
 ) -> list[Drawn]:
-    """The same with strengths (B,) and a generator for each picture."""
+    """A picture for each generator and strength (B,), perhaps started from real ones (B, H, W, 3) uint8."""
     size = model.known.config.image_size
 
     def fresh() -> Tensor:
@@ -167,21 +179,22 @@ def draw_with(
         return torch.stack([torch.randn(3, *size, generator=own) for own in owns]).to(model.device)
 
     paired = bool(strength.any())
-    twice = (lambda part: torch.cat([part, part])) if paired else (lambda part: part)
-    schedule = drawing.schedule(1.0 if begin is None else drawing.depth).to(model.device)
-    labels = torch.full((len(owns),), label, device=model.device)
+    paths = 2 if paired else 1  # each picture, and its twin
+    schedule = drawing.schedule(1.0 if real is None else drawing.depth).to(model.device)
+    strengths = torch.cat([strength, torch.zeros_like(strength)])[: paths * len(owns)].to(model.device)
     with torch.no_grad():
         start = fresh()
-        if begin is not None:
-            real = to_image(torch.from_numpy(begin)).to(model.device)
+        if real is not None:
+            image = to_image(torch.from_numpy(real)).to(model.device)
             if drawing.solver == "ddim":
-                start = invert(model.denoiser(labels), real, schedule)
+                start = invert(model.denoiser(label, precision=drawing.precision), image, schedule)
             else:
-                start = diffused(schedule, torch.full_like(labels, len(schedule.times) - 1), real, start)
-        strengths = torch.cat([strength, torch.zeros_like(strength)]) if paired else strength
-        denoiser = model.denoiser(twice(labels), drawing.guidance)
-        start = twice(start).to(memory_format=torch.channels_last)
-        made = SOLVERS[drawing.solver](denoiser, start, schedule, strengths.to(model.device), lambda: twice(fresh()))
+                step = torch.full((len(owns),), len(schedule.times) - 1, device=model.device)
+                start = diffused(schedule, step, image, start)
+        start = start.repeat(paths, 1, 1, 1).to(memory_format=torch.channels_last)
+        denoiser = model.denoiser(label, drawing.guidance, drawing.precision)
+        solve = SOLVERS[drawing.solver]
+        made = solve(denoiser, start, schedule, strengths, lambda: fresh().repeat(paths, 1, 1, 1))
     if model.known.categories[label] in model.known.grey:
         made = made.mean(1, keepdim=True).expand_as(made)
     pictures = to_pictures(made)
@@ -220,6 +233,6 @@ def ladder(
             owns = [generator(drawing.seed, number) for number in range(count)]
             for own in owns:
                 torch.rand((), generator=own)  # where `draw` takes the strength from
-            found = draw_with(model, label, owns, torch.full((count,), value), drawing)
+            found = _draw_group(model, label, owns, torch.full((count,), value), drawing)
             rows.append(np.concatenate([drawn.picture for drawn in found], axis=1))
     return np.concatenate(rows)
