@@ -6,7 +6,8 @@ import pytest
 from blemish import command, images
 from shell import TINY, call
 
-QUICK = [*TINY, "--steps", "4", "--evaluations", "1", "--precision", "float32"]
+SIDE = 16
+QUICK = [*TINY, "--steps", "4", "--evaluations", "1", "--precision", "float32", "--image-size", SIDE]
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +20,7 @@ def model(data, tmp_path_factory) -> Path:
 def test_fit_leaves_a_model_and_a_grid_and_nothing_unfinished(model, capsys):
     assert sorted(path.name for path in model.parent.iterdir()) == ["good-grids", "good.diffusion"]
     (grid,) = (model.parent / "good-grids").iterdir()
-    assert images.read(grid).shape == (3 * 32, 4 * 32, 3)
+    assert images.read(grid).shape == (3 * SIDE, 4 * SIDE, 3)
 
 
 def test_sample_writes_a_set_and_says_what_was_there(model, tmp_path, capsys):
@@ -35,7 +36,7 @@ def test_sample_writes_a_set_and_says_what_was_there(model, tmp_path, capsys):
 
 def test_preview_of_a_model_is_a_ladder(model, tmp_path):
     assert call("synthesize", "preview", model, "--count", "2", "--out", tmp_path / "ladder.png") == 0
-    assert images.read(tmp_path / "ladder.png").shape == (5 * 32, 2 * 32, 3)
+    assert images.read(tmp_path / "ladder.png").shape == (5 * SIDE, 2 * SIDE, 3)
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def trained(data):
 
 
 def test_it_learns_to_see_noise(data):
-    found = sdas_training.fit(data.of("cloth"), replace(PRESETS["tiny"], precision="float32"), "cpu")
+    found = sdas_training.fit(data.of("cloth"), replace(TINY, steps=40), "cpu")
     first, last = found.outcome.losses[0][1]["noise"], found.outcome.losses[-1][1]["noise"]
     assert found.outcome.step == 40
     assert last < 0.5 < first
