@@ -6,9 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from blemish.errors import ConfigError, TrainingError
-from blemish.training import Plan, Unfinished, choose_precision, optimise
+from blemish.training import Plan, TrainingConfig, Unfinished, choose_precision, optimise
 
-PLAN = Plan(steps=20, learning_rate=1e-2, schedule="cosine", precision="float32", evaluations=4, save_every=0)
+
+def plan_of(**fields: object) -> Plan:
+    return TrainingConfig(**{"precision": "float32", **fields}).counted(5)
+
+
+PLAN = plan_of(steps=20, learning_rate=1e-2, schedule="cosine", evaluations=4)
 
 
 def network() -> nn.Module:
@@ -52,7 +57,7 @@ def test_the_loss_falls_and_the_best_weights_are_left():
 def test_a_killed_training_goes_on_to_the_same_weights(tmp_path: Path):
     whole, resumed = network(), network()
     fit(whole)
-    unfinished = Unfinished(tmp_path / "state", "one")
+    unfinished = Unfinished(tmp_path / "state", "one", save_every=0)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             fit(resumed, unfinished, stop=7)
@@ -66,9 +71,9 @@ def test_a_killed_training_goes_on_to_the_same_weights(tmp_path: Path):
 
 
 def test_the_state_of_another_training_is_not_taken_up(tmp_path: Path):
-    fit(network(), Unfinished(tmp_path / "state", "one"))
-    assert fit(network(), Unfinished(tmp_path / "state", "one"))[1] == 0
-    assert fit(network(), Unfinished(tmp_path / "state", "another"))[1] == 20
+    fit(network(), Unfinished(tmp_path / "state", "one", save_every=0))
+    assert fit(network(), Unfinished(tmp_path / "state", "one", save_every=0))[1] == 0
+    assert fit(network(), Unfinished(tmp_path / "state", "another", save_every=0))[1] == 20
 
 
 @pytest.mark.parametrize("kind", ["loss", "gradient"])
@@ -85,7 +90,7 @@ def test_a_loss_that_is_no_number_stops_with_the_weights_from_before(tmp_path: P
             "size": made.square().mean() if len(before) < 4 or kind == "loss" else made.sub(made).abs().sqrt().sum()
         }
 
-    unfinished = Unfinished(tmp_path / "state", "one")
+    unfinished = Unfinished(tmp_path / "state", "one", save_every=0)
     with pytest.raises(
         TrainingError, match=rf"the {kind} of step 4 is not a finite number.*--learning-rate below 0.01"
     ):
@@ -100,7 +105,7 @@ def test_a_loss_that_is_no_number_stops_with_the_weights_from_before(tmp_path: P
 
 
 def test_time_is_a_budget():
-    outcome, _ = fit(network(), plan=Plan(minutes=0.01, precision="float32", evaluations=2))
+    outcome, _ = fit(network(), plan=plan_of(minutes=0.01, evaluations=2))
     assert 0.6 <= outcome.seconds < 5
     assert len(outcome.scores) == 2
 
@@ -114,7 +119,7 @@ def test_a_batch_that_can_not_be_made_stops_it():
 
 
 def test_half_precision_learns_too():
-    outcome, _ = fit(network(), plan=Plan(steps=20, learning_rate=1e-2, precision="bfloat16"))
+    outcome, _ = fit(network(), plan=plan_of(steps=20, learning_rate=1e-2, precision="bfloat16"))
     assert outcome.losses[-1][1]["square"] < outcome.losses[0][1]["square"]
     assert choose_precision("auto", torch.device("cpu")) in {torch.bfloat16, torch.float32}
 
@@ -125,13 +130,52 @@ def test_half_precision_learns_too():
         ({}, "has no end"),
         ({"steps": 0}, "--steps is 0"),
         ({"minutes": -1.0}, "--minutes is -1"),
+        ({"steps": 1, "betas": (0.9, 1.0)}, "--betas is"),
+        ({"steps": 1, "weight_decay": -0.1}, "--weight-decay is -0.1"),
         ({"steps": 1, "average": 1.0}, "--average is 1.0"),
         ({"steps": 1, "accumulate": 0}, "--accumulate is 0"),
     ],
 )
 def test_plans_without_sense_are_refused(fields, message):
     with pytest.raises(ConfigError, match=message):
-        Plan(**fields)
+        TrainingConfig(**fields).counted(5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "steps"),
+    [({"epochs": 2.5}, 13), ({"epochs": 0.01}, 1), ({"epochs": 9.0, "steps": 7}, 7), ({"minutes": 1.0}, None)],
+)
+def test_epochs_are_counted_in_batches(fields, steps):
+    assert plan_of(**fields).steps == steps
+
+
+def without_norm() -> nn.Module:
+    """A network all of whose parameters have gradients that are more than rounding."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 1, 3, padding=1))
+
+
+def test_the_schedule_and_the_optimiser_are_those_of_torch():
+    own, theirs = without_norm(), without_norm()
+    fit(own, plan=plan_of(steps=10, learning_rate=0.02, schedule="step", betas=(0.0, 0.99), weight_decay=0.1, clip=0.5))
+    parameters = list(theirs.parameters())
+    groups = [{"params": [p], "weight_decay": 0.1 if p.dim() > 1 else 0.0} for p in parameters]
+    optimiser = torch.optim.AdamW(groups, lr=0.02, betas=(0.0, 0.99))
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, [8], 0.1)
+    chosen, best = {}, -math.inf
+    for step in range(10):
+        images = batch(step)
+        optimiser.zero_grad()
+        (theirs.train()(images) - images.mean(1, keepdim=True)).square().mean().backward()
+        nn.utils.clip_grad_norm_(parameters, 0.5)
+        optimiser.step()
+        schedule.step()
+        with torch.inference_mode():
+            score = -float((theirs.eval()(batch(999)) - batch(999).mean(1, keepdim=True)).square().mean())
+        if score >= best:
+            chosen, best = {name: value.clone() for name, value in theirs.state_dict().items()}, score
+    for name, value in chosen.items():
+        torch.testing.assert_close(own.state_dict()[name], value, rtol=1e-4, atol=1e-6)
 
 
 def plain() -> nn.Module:
@@ -158,9 +202,9 @@ def learn(module: nn.Module, plan: Plan, size: int, unfinished: Unfinished | Non
 
 def test_batches_that_are_added_up_are_one_large_batch():
     whole, parts = plain(), plain()
-    fields = {"steps": 5, "learning_rate": 1e-2, "precision": "float32", "clip": 0.1}
-    one = learn(whole, Plan(**fields), 6)
-    three = learn(parts, Plan(**fields, accumulate=3), 2)
+    fields = {"steps": 5, "learning_rate": 1e-2, "clip": 0.1}
+    one = learn(whole, plan_of(**fields), 6)
+    three = learn(parts, plan_of(**fields, accumulate=3), 2)
     assert three.step == one.step == 5
     for name, value in whole.state_dict().items():
         torch.testing.assert_close(parts.state_dict()[name], value, rtol=1e-4, atol=1e-6)
@@ -171,26 +215,26 @@ def test_the_average_is_warmed_up_and_left():
     weights = []
     for steps in range(1, 9):
         module = plain()
-        learn(module, Plan(steps=steps, learning_rate=1e-2, precision="float32"), 2)
+        learn(module, plan_of(steps=steps, learning_rate=1e-2), 2)
         weights.append(module.state_dict())
     expected = plain().state_dict()
     for number, state in enumerate(weights, start=1):
         decay = min(0.6, (1 + number) / (10 + number))
         expected = {name: decay * value + (1 - decay) * state[name] for name, value in expected.items()}
     averaged = plain()
-    learn(averaged, Plan(steps=8, learning_rate=1e-2, precision="float32", average=0.6), 2)
+    learn(averaged, plan_of(steps=8, learning_rate=1e-2, average=0.6), 2)
     for name, value in expected.items():
         torch.testing.assert_close(averaged.state_dict()[name], value)
 
 
 def test_average_and_added_batches_survive_a_kill(tmp_path: Path):
-    plan = Plan(steps=6, learning_rate=1e-2, precision="float32", average=0.9, accumulate=2, save_every=0)
+    plan = plan_of(steps=6, learning_rate=1e-2, average=0.9, accumulate=2)
     whole, resumed = plain(), plain()
     learn(whole, plan, 2)
     with pytest.raises(KeyboardInterrupt):
-        learn(resumed, plan, 2, Unfinished(tmp_path / "state", "one"), stop=7)
+        learn(resumed, plan, 2, Unfinished(tmp_path / "state", "one", save_every=0), stop=7)
     resumed = plain()
-    learn(resumed, plan, 2, Unfinished(tmp_path / "state", "one"))
+    learn(resumed, plan, 2, Unfinished(tmp_path / "state", "one", save_every=0))
     for name, value in whole.state_dict().items():
         torch.testing.assert_close(resumed.state_dict()[name], value, rtol=0, atol=0)
 
@@ -205,7 +249,7 @@ def test_what_is_judged_is_the_average_and_what_learns_is_not():
     def loss(images: Tensor) -> dict[str, Tensor]:
         return {"square": (module(images) - images.mean(1, keepdim=True)).square().mean()}
 
-    plan = Plan(steps=6, learning_rate=1e-2, precision="float32", average=0.9, evaluations=3)
+    plan = plan_of(steps=6, learning_rate=1e-2, average=0.9, evaluations=3)
     optimise(loss, module, batch, plan, validate)
     undisturbed = plain()
     optimise(

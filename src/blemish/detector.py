@@ -5,10 +5,12 @@ with its config, its presets, `learn` and `forward`. Everything else (reading, t
 holding out and calibrating) happens here, once.
 """
 
+import hashlib
 import itertools
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -16,13 +18,16 @@ import torch
 from torch import Tensor, nn
 
 from blemish import images, registry
-from blemish.dataset import Dataset, digest, read_batches
+from blemish.dataset import Dataset, digest, hold_out, read_batches
 from blemish.errors import ConfigError, DatasetError, not_among
 from blemish.images import Floats
 from blemish.nn.backbone import DEFAULT
 from blemish.progress import bar
-from blemish.training import choose_device
+from blemish.training import Plan, TrainingConfig, Unfinished, choose_device
 from blemish.types import Calibration, Failure, Fitted, Intensity, Policy, Prediction, Preprocessing, Sample
+
+CHOOSING = 0.1
+"""Share of the training pictures that choose among weights, so that those for calibration need not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +53,19 @@ class DetectorConfig:
             raise ConfigError(f"--batch-size is {self.batch_size}; expected 1 or more.")
         if self.seed < 0:
             raise ConfigError(f"--seed is {self.seed}; expected 0 or more.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedConfig(DetectorConfig, TrainingConfig):
+    """What can be chosen for every model that is trained by gradients."""
+
+    def __post_init__(self) -> None:
+        DetectorConfig.__post_init__(self)
+        TrainingConfig.__post_init__(self)
+
+    def plan(self, pictures: int) -> Plan:
+        """How to train on so many pictures."""
+        return self.counted(pictures / self.batch_size)
 
 
 class Detector(nn.Module, ABC):
@@ -83,6 +101,19 @@ class Detector(nn.Module, ABC):
             if name in state and state[name].dim() == buffer.dim():
                 buffer.resize_(state[name].shape)
         self.load_state_dict(state)
+
+    def split(self, data: Dataset) -> tuple[list[Sample], list[Sample]]:
+        """The training pictures that weights are learned from, and those that choose among weights."""
+        samples = hold_out(data.train, CHOOSING, self.config.seed)
+        learn, choose = ([sample for sample in samples if sample.split == name] for name in ("train", "validation"))
+        return learn, choose
+
+    def state_of(self, data: Dataset) -> Unfinished | None:
+        """Where a training on `data` keeps its unfinished state, if anywhere: that of no other one is taken up."""
+        if self.unfinished is None:
+            return None
+        known = [asdict(self.config), sorted(digest(sample.path) for sample in data.train)]
+        return Unfinished(self.unfinished, hashlib.sha256(json.dumps(known).encode()).hexdigest())
 
     @property
     def device(self) -> torch.device:

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal, NoReturn, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar
 
 import numpy as np
 import torch
@@ -32,49 +32,84 @@ from blemish.progress import Bar, bar
 
 Data = TypeVar("Data")
 Precision = Literal["auto", "float32", "bfloat16"]
-Schedule = Literal["constant", "cosine"]
+Schedule = Literal["constant", "cosine", "step"]
+SCHEDULES: dict[Schedule, Callable[[float], float]] = {
+    "constant": lambda _: 1.0,
+    "cosine": lambda spent: (1 + math.cos(math.pi * spent)) / 2,
+    "step": lambda spent: 1.0 if spent < 0.8 else 0.1,
+}
+"""Factor on the learning rate by the share of the budget that is spent."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class TrainingConfig:
     """How long to train, and how."""
 
     steps: int | None = None
     """Changes of the weights, at most; each learns from a batch."""
+    epochs: float | None = None
+    """Times to see each picture, at most."""
     minutes: float | None = None
     """Time to learn for, at most."""
     learning_rate: float = 1e-4
     """Of Adam."""
     schedule: Schedule = "constant"
-    """Keep the learning rate, or let it fall to 0 along a cosine over the budget."""
+    """Keep the learning rate; or let it fall to 0 (cosine), or to a tenth for the last fifth (step)."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """How much Adam remembers of earlier gradients and of their squares."""
+    weight_decay: float = 0.0
+    """Share of the learning rate by which weights (not biases and norms) shrink at each step, as in AdamW."""
     clip: float | None = None
     """Largest norm that gradients may have; longer ones are shortened to it."""
     accumulate: int = 1
-    """Batches whose gradients are averaged before the weights change: as one batch so many times as large."""
+    """Batches whose gradients are averaged for each step: as one batch so many times as large, in less memory."""
     average: float = 0.0
-    """Decay of a moving average of the weights, which is what is judged and left; 0 for the weights themselves.
-    It is warmed up: after n steps the decay is at most (1 + n) / (10 + n)."""
+    """Decay of a moving average of the weights, which is what is judged and kept; 0 for the weights themselves.
+    It is warmed up: after n steps it is at most (1 + n) / (10 + n)."""
     precision: Precision = "auto"
-    """What convolutions and matrix products are computed in; auto: bfloat16 where the processor is made for it."""
+    """float32 or bfloat16; auto: bfloat16 where the processor is made for it."""
     evaluations: int = 10
-    """How often `validate` is asked, evenly over the budget; the last time at its end."""
-    save_every: float = 60.0
-    """Seconds between two savings of the unfinished state."""
+    """How often the weights are judged on pictures that were held out, evenly over the budget."""
 
     def __post_init__(self) -> None:
-        if self.steps is None and self.minutes is None:
-            raise ConfigError("training has no end: give a budget with --steps, --epochs or --minutes.")
-        for name in ("steps", "minutes", "learning_rate", "clip", "accumulate", "evaluations"):
+        for name in ("steps", "epochs", "minutes", "learning_rate", "clip", "accumulate", "evaluations"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ConfigError(f"--{name.replace('_', '-')} is {value}; expected a number above 0.")
+        if not 0 <= min(self.betas) <= max(self.betas) < 1:
+            raise ConfigError(f"--betas is {self.betas}; expected two numbers from 0 to below 1.")
         if not 0 <= self.average < 1:
             raise ConfigError(f"--average is {self.average}; expected 0 (off) to below 1, for example 0.999.")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ConfigError(f"--weight-decay is {self.weight_decay}; expected 0 or more.")
+
+    def counted(self, batches: float) -> "Plan":
+        """The same for so many batches an epoch.
+
+        Raises:
+            ConfigError: no budget was given.
+        """
+        by_epochs = None if self.epochs is None else max(1, math.ceil(self.epochs * batches / self.accumulate))
+        return Plan(self, min((steps for steps in (self.steps, by_epochs) if steps is not None), default=None))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A training whose length is known: epochs are counted in batches."""
+
+    config: TrainingConfig
+    """How."""
+    steps: int | None
+    """Changes of the weights, at most."""
+
+    def __post_init__(self) -> None:
+        if self.steps is None and self.config.minutes is None:
+            raise ConfigError("training has no end: give a budget with --steps, --epochs or --minutes.")
 
     def progress(self, step: int, seconds: float) -> float:
         """The share of the budget that is spent; at 1 it is over."""
         by_steps = step / self.steps if self.steps else 0.0
-        by_time = seconds / (60 * self.minutes) if self.minutes else 0.0
+        by_time = seconds / (60 * self.config.minutes) if self.config.minutes else 0.0
         return min(1.0, max(by_steps, by_time))
 
 
@@ -86,6 +121,8 @@ class Unfinished:
     """A file that is written from time to time."""
     fingerprint: str
     """What the training depends on; the file of another training is not taken up."""
+    save_every: float = 60.0
+    """Seconds between two savings."""
 
 
 @dataclass
@@ -122,7 +159,7 @@ def optimise(
         module: Its parameters that require gradients are trained; its whole state is saved. It is
             in training mode while it learns.
         batches: Batch of a number, always the same; asked ahead, from another thread.
-        plan: How long, and how.
+        plan: How long, and how; see `TrainingConfig.counted`.
         validate: How good the module is now, higher = better; it is in evaluation mode then.
         unfinished: Where to go on from and to save to; None to save nothing.
 
@@ -132,16 +169,16 @@ def optimise(
     """
     run = _Run(module, plan, unfinished)
     run.resume()
-    total = plan.steps or round(60 * (plan.minutes or 0))
-    batches_ahead = _ahead(batches, run.outcome.step * plan.accumulate)
+    total = plan.steps or round(60 * (plan.config.minutes or 0))
+    batches_ahead = _ahead(batches, run.outcome.step * plan.config.accumulate)
     try:
         with bar("Train", total) as drawn:
             drawn.advance(run.drawn(total))
             while run.progress < 1:
                 before, drawn_before = run.progress, run.drawn(total)
-                run.take(loss, itertools.islice(batches_ahead, plan.accumulate), drawn)
+                run.take(loss, itertools.islice(batches_ahead, plan.config.accumulate), drawn)
                 drawn.advance(run.drawn(total) - drawn_before)
-                due = int(run.progress * plan.evaluations) > int(before * plan.evaluations)
+                due = int(run.progress * run.config.evaluations) > int(before * run.config.evaluations)
                 if validate is not None and due:
                     run.validate(validate)
                 run.save_if_due()
@@ -155,14 +192,25 @@ class _Run:
     """A training under way: weights, optimiser, best weights, and what came of it so far."""
 
     def __init__(self, module: nn.Module, plan: Plan, unfinished: Unfinished | None) -> None:
-        self.module, self.plan, self.unfinished = module, plan, unfinished
-        self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        self.optimiser = torch.optim.Adam(self.parameters, lr=plan.learning_rate, foreach=True)
+        self.module, self.plan, self.config, self.unfinished = module, plan, plan.config, unfinished
+        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        shrinking = [parameter for parameter in trained if parameter.dim() > 1]
+        others = [parameter for parameter in trained if parameter.dim() <= 1]
+        self.parameters = shrinking + others
+        groups: list[dict[str, Any]] = [{"params": shrinking}, {"params": others, "weight_decay": 0.0}]
+        # Without decay this is Adam, to the last digit.
+        self.optimiser = torch.optim.AdamW(
+            [group for group in groups if group["params"]],
+            lr=self.config.learning_rate,
+            betas=self.config.betas,
+            weight_decay=self.config.weight_decay,
+            foreach=True,
+        )
         self.outcome = Outcome()
         self.best: dict[str, Tensor] = {}
-        self.average = _copy(module) if plan.average else {}
+        self.average = _copy(module) if self.config.average else {}
         self.device = self.parameters[0].device
-        self.precision = choose_precision(plan.precision, self.device)
+        self.precision = choose_precision(self.config.precision, self.device)
         self.last_saved = time.monotonic()
 
     @property
@@ -173,10 +221,10 @@ class _Run:
         return round(self.progress * total)
 
     def take(self, loss: Callable[[Data], Mapping[str, Tensor]], batches: Iterable[Data], drawn: Bar) -> None:
-        """Changes the weights once, after the gradients of `plan.accumulate` batches."""
+        """Changes the weights once, after the gradients of `config.accumulate` batches."""
         start = time.monotonic()
         for group in self.optimiser.param_groups:
-            group["lr"] = self._rate()
+            group["lr"] = self.config.learning_rate * SCHEDULES[self.config.schedule](self.progress)
         self.module.train()
         buffers = [buffer.clone() for buffer in self.module.buffers()]  # a bad forward pass spoils running means
         values: dict[str, float] = {}
@@ -185,11 +233,11 @@ class _Run:
             with autocast(self.device, self.precision):
                 parts = loss(batch)
             for name, part in parts.items():
-                values[name] = values.get(name, 0.0) + float(part.detach()) / self.plan.accumulate
+                values[name] = values.get(name, 0.0) + float(part.detach()) / self.config.accumulate
             if not math.isfinite(sum(values.values())):
                 self._stop("loss", values, buffers)
-            (torch.stack([part.float() for part in parts.values()]).sum() / self.plan.accumulate).backward()
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.plan.clip or math.inf)
+            (torch.stack([part.float() for part in parts.values()]).sum() / self.config.accumulate).backward()
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip or math.inf)
         if not norm.isfinite():
             self._stop("gradient", values, buffers)
         self.optimiser.step()
@@ -202,7 +250,7 @@ class _Run:
 
     def _follow(self) -> None:
         """Moves the average towards the weights."""
-        decay = min(self.plan.average, (1 + self.outcome.step) / (10 + self.outcome.step))
+        decay = min(self.config.average, (1 + self.outcome.step) / (10 + self.outcome.step))
         for name, value in self.module.state_dict().items() if self.average else ():
             if value.is_floating_point():
                 self.average[name].lerp_(value, 1 - decay)
@@ -246,7 +294,8 @@ class _Run:
             [(step, values) for step, values in outcome["losses"]],
         )
         self.module.load_state_dict(_below("module", tensors))
-        self.best, self.average = _below("best", tensors), _below("average", tensors)
+        self.best = _below("best", tensors)
+        self.average = {name: value.to(self.device) for name, value in _below("average", tensors).items()}
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in _below("optimiser", tensors).items():
             number, _, key = name.partition(".")
@@ -258,7 +307,7 @@ class _Run:
 
     def save_if_due(self) -> None:
         """Saves the unfinished state, if that was long ago."""
-        if time.monotonic() - self.last_saved >= self.plan.save_every:
+        if self.unfinished is not None and time.monotonic() - self.last_saved >= self.unfinished.save_every:
             self._save()
 
     def _save(self) -> None:
@@ -286,10 +335,6 @@ class _Run:
         if state:
             self.module.load_state_dict(state)
 
-    def _rate(self) -> float:
-        plan = self.plan
-        return plan.learning_rate * (1 if plan.schedule == "constant" else (1 + math.cos(math.pi * self.progress)) / 2)
-
     def _stop(self, what: str, values: Mapping[str, float], buffers: list[Tensor]) -> NoReturn:
         """Puts back what the bad step has changed, saves, and says so."""
         for buffer, before in zip(self.module.buffers(), buffers, strict=True):
@@ -299,7 +344,7 @@ class _Run:
         parts = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
         raise TrainingError(
             f"the {what} of step {self.outcome.step + 1} is not a finite number ({parts}).{kept} "
-            f"Try a --learning-rate below {self.plan.learning_rate:g}, --clip 1, or --precision float32."
+            f"Try a --learning-rate below {self.config.learning_rate:g}, --clip 1, or --precision float32."
         )
 
 

@@ -173,8 +173,8 @@ def test_a_killed_fit_goes_on_to_the_same_weights(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return loss(self, batch)
 
-    plan = RealNetConfig.plan
-    monkeypatch.setattr(RealNetConfig, "plan", lambda self, pictures: replace(plan(self, pictures), save_every=0.0))
+    state_of = RealNet.state_of
+    monkeypatch.setattr(RealNet, "state_of", lambda self, data: replace(state_of(self, data), save_every=0.0))
     monkeypatch.setattr(RealNet, "_loss", dying)
     with pytest.raises(KeyboardInterrupt):
         killed.fit(data)

@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -61,8 +62,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(data, trained, tmp_path):
     places = sdas_training.Places(unfinished=tmp_path / "state")
     whole = sdas_training.fit(data, config, "cpu")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sdas_training, "Plan", sdas_training.Plan)
-        patch.setattr("blemish.training.Plan.save_every", 0.0)
+        patch.setattr(sdas_training, "Unfinished", partial(sdas_training.Unfinished, save_every=0))
         with pytest.raises(KeyboardInterrupt):
             sdas_training.fit(data, config, "cpu", places, kill)
     resumed = sdas_training.fit(data, config, "cpu", places)
@@ -95,7 +95,7 @@ def test_grey_pictures_and_colours_are_told_apart(trained):
 
 def test_the_paper_has_its_network():
     config = PRESETS["paper"]
-    assert config.plan(3629).steps == 60484
+    assert config.counted(3629 / config.batch_size).steps == 60484
     assert (config.batch_size * config.accumulate, config.learning_rate, config.clip, config.average) == (
         60,
         1e-4,

@@ -13,11 +13,9 @@ that remember more than one batch, empty masks drawn anew. In both, the weights 
 held-out good pictures with made defects; the reference chooses them on the test set.
 """
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import ClassVar, Literal
@@ -26,8 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the usual name
 
-from blemish.dataset import Dataset, digest, hold_out
-from blemish.detector import Detector, DetectorConfig
+from blemish.dataset import Dataset
+from blemish.detector import Detector, DetectorConfig, TrainedConfig
 from blemish.errors import ConfigError
 from blemish.nn.backbone import Backbone
 from blemish.nn.realnet import (
@@ -45,7 +43,7 @@ from blemish.synthesis.foreground import Rule
 from blemish.synthesis.perlin import Recipe
 from blemish.synthesis.pictures import CHOOSE, TRAIN, VALIDATE, Damaged, Group, Pictures, read_groups
 from blemish.synthesis.sources import OFFLINE, parse
-from blemish.training import Outcome, Plan, Precision, Schedule, Unfinished, autocast, choose_precision, optimise
+from blemish.training import Outcome, autocast, choose_precision, optimise
 from blemish.types import Prediction, Preprocessing
 
 REMEMBERED_BYTES = 2e9
@@ -56,11 +54,8 @@ VALIDATED = 32
 """Damaged pictures that weights are judged on, however few were held out: three would be a lottery."""
 
 
-CHOOSING = 0.1  # share of the training pictures that choose, so that those for calibration need not
-
-
 @dataclass(frozen=True, kw_only=True)
-class RealNetConfig(DetectorConfig):
+class RealNetConfig(TrainedConfig):
     """What can be chosen for RealNet."""
 
     strides: tuple[int, ...] = (4, 8, 16)
@@ -109,22 +104,6 @@ class RealNetConfig(DetectorConfig):
     """Of damage, p; or -log(1 - p), which ranks alike but tells apart what is nearly certain."""
     score_window: int = 16
     """Side of the square whose highest mean is the image score, in pixels of a picture of 256."""
-    steps: int | None = None
-    """Batches to learn from, at most."""
-    epochs: float | None = None
-    """Times to see each picture, at most."""
-    minutes: float | None = None
-    """Time to learn for, at most."""
-    learning_rate: float = 1e-4
-    """Of Adam."""
-    schedule: Schedule = "constant"
-    """Keep the learning rate, or let it fall to 0 (cosine)."""
-    clip: float | None = None
-    """Largest norm of gradients."""
-    precision: Precision = "auto"
-    """float32 or bfloat16; auto: bfloat16 where the processor is made for it."""
-    evaluations: int = 10
-    """How often the weights are judged on held-out good pictures with made defects."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -156,24 +135,6 @@ class RealNetConfig(DetectorConfig):
         halvings = 2 if self.reconstruction == "simple" else len(self.multipliers) - 1
         multiple = math.lcm(*self.strides, *(block * 2**halvings for block in self.blocks))
         return 0, -size[1] % multiple, 0, -size[0] % multiple
-
-    def plan(self, pictures: int) -> Plan:
-        """How to train on so many pictures.
-
-        Raises:
-            ConfigError: no budget, or values that make no sense.
-        """
-        by_epochs = None if self.epochs is None else max(1, math.ceil(self.epochs * pictures / self.batch_size))
-        steps = min((steps for steps in (self.steps, by_epochs) if steps is not None), default=None)
-        return Plan(
-            steps=steps,
-            minutes=self.minutes,
-            learning_rate=self.learning_rate,
-            schedule=self.schedule,
-            clip=self.clip,
-            precision=self.precision,
-            evaluations=self.evaluations,
-        )
 
 
 class Network(nn.Module):
@@ -273,16 +234,15 @@ class RealNet(Detector):
 
     def learn(self, data: Dataset, preprocessing: Preprocessing) -> None:
         """Chooses channels and trains on most of `data.train`; the rest chooses among the states of the training."""
-        samples = hold_out(data.train, CHOOSING, self.config.seed)
-        splits = [[sample for sample in samples if sample.split == name] for name in ("train", "validation")]
-        groups, held_out = (read_groups(own, preprocessing, self.config.foreground, self.failures) for own in splits)
+        groups, held_out = (
+            read_groups(own, preprocessing, self.config.foreground, self.failures) for own in self.split(data)
+        )
         pictures = self._pictures(groups)
         self._choose_features(pictures)
         self.good = self._remember(pictures)
         validate = partial(self._validate, self._pictures(held_out)) if held_out else None
-        unfinished = None if self.unfinished is None else Unfinished(self.unfinished, self._fingerprint(data))
         plan, batches = self.config.plan(len(pictures)), partial(self._batch, pictures)
-        self.outcome = optimise(self._loss, self.network, batches, plan, validate, unfinished)
+        self.outcome = optimise(self._loss, self.network, batches, plan, validate, self.state_of(data))
         self.good = []
 
     def forward(self, image: Tensor) -> Prediction[Tensor]:
@@ -415,11 +375,6 @@ class RealNet(Detector):
         by_pixel = average_precision(torch.cat(maps), torch.cat(masks).to(self.device))
         by_picture = average_precision(torch.cat(scores), torch.cat(labels).to(self.device))
         return (by_pixel + by_picture) / 2
-
-    def _fingerprint(self, data: Dataset) -> str:
-        learned_from = sorted(digest(sample.path) for sample in data.train)
-        known = json.dumps([asdict(self.config), learned_from])
-        return hashlib.sha256(known.encode()).hexdigest()
 
 
 def average_precision(scores: Tensor, positive: Tensor) -> float:

@@ -8,7 +8,6 @@ network and hyper-parameters are those of Dhariwal and Nichol, arXiv 2105.05233.
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,7 +26,7 @@ from blemish.images import Picture
 from blemish.nn.diffusion import NoiseUNet, NoisyClassifier
 from blemish.nn.unet import GROUPS, HEAD_WIDTH
 from blemish.synthesis.samplers import Denoiser
-from blemish.training import Plan, Precision, Schedule, autocast, choose_device, choose_precision
+from blemish.training import Precision, TrainingConfig, autocast, choose_device, choose_precision
 from blemish.types import Intensity
 
 SUFFIX = ".diffusion"
@@ -39,7 +38,7 @@ OF_CLASSES = frozenset({"label_emb.weight", "out.2.c_proj.weight", "out.2.c_proj
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiffusionConfig:
+class DiffusionConfig(TrainingConfig):
     """What can be chosen for a diffusion model."""
 
     image_size: tuple[int, int] = (64, 64)
@@ -56,26 +55,6 @@ class DiffusionConfig:
     """Channels of the classifier at full size."""
     batch_size: int = 16
     """Pictures taken at a time."""
-    accumulate: int = 1
-    """Batches that are averaged before the weights change: for the effect of large batches in little memory."""
-    average: float = 0.999
-    """Decay of the moving average of the weights, which is what is kept; warmed up."""
-    steps: int | None = None
-    """Changes of the weights, at most."""
-    epochs: float | None = None
-    """Times to see each picture, at most."""
-    minutes: float | None = None
-    """Time to learn for, at most."""
-    learning_rate: float = 1e-4
-    """Of Adam."""
-    schedule: Schedule = "constant"
-    """Keep the learning rate, or let it fall to 0 (cosine)."""
-    clip: float | None = 1.0
-    """Largest norm of gradients."""
-    precision: Precision = "auto"
-    """float32 or bfloat16; auto: bfloat16 where the processor is made for it."""
-    evaluations: int = 10
-    """How often the weights are judged on held-out good pictures, and a grid of samples is drawn."""
     balance: bool = False
     """Take each category equally often."""
     intensity: Intensity | None = None
@@ -84,6 +63,7 @@ class DiffusionConfig:
     """Seed of everything that is drawn at random."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         levels = [2**level for level in range(len(self.multipliers))]
         if not levels or not set(self.attention) <= set(levels):
             raise ConfigError(f"--attention is {self.attention}; expected factors among {levels}, one a level.")
@@ -110,26 +90,6 @@ class DiffusionConfig:
             if getattr(self, name) < least:
                 raise ConfigError(f"--{name.replace('_', '-')} is {getattr(self, name)}; expected {least} or more.")
 
-    def plan(self, pictures: int) -> Plan:
-        """How to train on so many pictures.
-
-        Raises:
-            ConfigError: no budget, or values that make no sense.
-        """
-        at_once = self.batch_size * self.accumulate
-        by_epochs = None if self.epochs is None else max(1, math.ceil(self.epochs * pictures / at_once))
-        return Plan(
-            steps=min((steps for steps in (self.steps, by_epochs) if steps is not None), default=None),
-            minutes=self.minutes,
-            learning_rate=self.learning_rate,
-            schedule=self.schedule,
-            clip=self.clip,
-            accumulate=self.accumulate,
-            average=self.average,
-            precision=self.precision,
-            evaluations=self.evaluations,
-        )
-
 
 PRESETS: dict[str, DiffusionConfig] = {
     "paper": DiffusionConfig(
@@ -143,11 +103,12 @@ PRESETS: dict[str, DiffusionConfig] = {
         accumulate=12,
         average=0.9999,
         epochs=1000,
+        clip=1.0,
         precision="float32",
         evaluations=100,
         seed=100,
     ),
-    "small": DiffusionConfig(minutes=45, learning_rate=1e-3, schedule="cosine"),
+    "small": DiffusionConfig(minutes=45, learning_rate=1e-3, schedule="cosine", clip=1.0, average=0.999),
     "tiny": DiffusionConfig(
         image_size=(32, 32),
         multipliers=(1, 2),
@@ -156,6 +117,7 @@ PRESETS: dict[str, DiffusionConfig] = {
         steps=40,
         learning_rate=2e-3,
         schedule="cosine",
+        clip=1.0,
         average=0.9,
         evaluations=2,
     ),

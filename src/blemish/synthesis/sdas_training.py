@@ -19,7 +19,7 @@ from blemish.errors import ConfigError
 from blemish.synthesis.diffusion import TIMES, classifier_loss, diffused, losses, noise_schedule
 from blemish.synthesis.pictures import TRAIN, VALIDATE, Pictures, read_groups
 from blemish.synthesis.sdas import DiffusionConfig, DiffusionModel, Known, hash_of, read_checkpoint, take_over, to_image
-from blemish.training import Outcome, Plan, Unfinished, autocast, choose_device, choose_precision, generator, optimise
+from blemish.training import Outcome, Unfinished, autocast, choose_device, choose_precision, generator, optimise
 from blemish.types import Failure, Preprocessing
 
 VALIDATED = 64
@@ -154,7 +154,7 @@ def _train(
     def batch(number: int) -> Noisy:
         return _noisy(learn, categories, range(number * config.batch_size, (number + 1) * config.batch_size), TRAIN)
 
-    plan = config.plan(len(learn))
+    plan = config.counted(len(learn) / config.batch_size)
     outcome = optimise(loss, model.network, batch, plan, validate, _unfinished(model, places, ""))
     if model.classifier is not None:
         classifier = model.classifier
@@ -163,13 +163,8 @@ def _train(
             image, label, time, noise = batch.to(model.device)
             return {"category": classifier_loss(classifier(diffused(schedule, time, image, noise), time), label)}
 
-        own = Plan(
-            steps=config.classifier_steps,
-            learning_rate=config.learning_rate,
-            clip=config.clip,
-            precision=config.precision,
-        )
-        optimise(name_loss, classifier, batch, own, None, _unfinished(model, places, ".classifier"))
+        own = replace(config, steps=config.classifier_steps, epochs=None, minutes=None, accumulate=1, average=0.0)
+        optimise(name_loss, classifier, batch, own.counted(0), None, _unfinished(model, places, ".classifier"))
     return outcome
 
 
