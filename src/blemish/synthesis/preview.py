@@ -66,12 +66,12 @@ class Grids:
     """Writes grids of what a model draws while it learns."""
 
     folder: Path
-    """Gets grid-000.png and so on."""
+    """Gets grid-000.png and so on; also a resumed training goes on counting."""
     count: int = 4
     """Columns; rows are the strengths of the paper's own checks, for at most four categories."""
 
-    def __call__(self, model: "DiffusionModel", number: int) -> None:
-        """Writes grid `number`.
+    def __call__(self, model: "DiffusionModel") -> None:
+        """Writes the next grid.
 
         Raises:
             OutputError: it can't be written.
@@ -80,6 +80,7 @@ class Grids:
 
         labels = range(min(4, len(model.known.categories)))
         grid = ladder(model, labels, self.count, (0.0, 0.1, 0.2), Drawing(precision=model.known.config.precision))
+        number = len(list(self.folder.glob("grid-*.png")))
         write_bytes(self.folder / f"grid-{number:03}.png", images.encode(grid))
 
 

@@ -73,7 +73,7 @@ def fit(
     config: DiffusionConfig,
     device: str = "auto",
     places: Places | None = None,
-    watch: Callable[[DiffusionModel, int], None] | None = None,
+    watch: Callable[[DiffusionModel], None] | None = None,
 ) -> Trained:
     """A diffusion model of the good pictures of `data`.
 
@@ -84,7 +84,7 @@ def fit(
         config: What it shall be.
         device: "auto", "cpu", "cuda", …
         places: Unfinished state, and weights to begin with.
-        watch: Called with the model whenever it was judged, and how often that was before.
+        watch: Called with the model whenever it was judged.
 
     Raises:
         DatasetError: a category has no good pictures.
@@ -102,13 +102,14 @@ def fit(
         Pictures(read_groups(samples, preprocessing, "whole", failures), (), config.seed, config.balance)
         for samples in (data.train, data.validation or data.train)
     )
+    unread = {failure.path for failure in failures}
     known = Known(
         config=config,
         categories=tuple(data.categories),
         grey=tuple(group.category for group in learn.groups if (group.pictures == group.pictures[..., :1]).all()),
         intensity=rule,
         has_classifier=config.classifier_steps > 0 and len(data.categories) > 1,
-        learned_from=tuple(sorted(digest(sample.path) for sample in data.train)),
+        learned_from=tuple(sorted(digest(sample.path) for sample in data.train if sample.path not in unread)),
         versions=headers.versions(),
     )
     with torch.random.fork_rng(devices=[]):
@@ -126,11 +127,10 @@ def _train(
     learn: Pictures,
     judge: Pictures,
     places: Places,
-    watch: Callable[[DiffusionModel, int], None] | None,
+    watch: Callable[[DiffusionModel], None] | None,
 ) -> Outcome:
     config, categories = model.known.config, model.known.categories
     schedule = noise_schedule().to(model.device)
-    judged = 0
     held_out = [
         _noisy(judge, categories, range(first, min(first + config.batch_size, VALIDATED)), VALIDATE)
         for first in range(0, VALIDATED, config.batch_size)
@@ -143,12 +143,10 @@ def _train(
         return {"noise": squared.mean(), "variance": bits.mean()}
 
     def validate() -> float:
-        nonlocal judged
         with autocast(model.device, choose_precision(config.precision, model.device)):
             found = [float(sum(loss(batch).values())) * len(batch.time) for batch in held_out]
         if watch is not None:
-            watch(model, judged)
-        judged += 1
+            watch(model)
         return -sum(found) / VALIDATED
 
     def batch(number: int) -> Noisy:
