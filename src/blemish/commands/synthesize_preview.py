@@ -1,4 +1,4 @@
-"""synthesize preview DATA|good.diffusion: made defects to look at."""
+"""synthesize preview DATA: made defects to look at, or what a diffusion model draws."""
 
 from dataclasses import dataclass
 from pathlib import Path
