@@ -20,11 +20,11 @@ from rich.console import Console
 from blemish import report as reports
 from blemish.artifact import Header, Predictor
 from blemish.dataset import open_dataset
-from blemish.errors import OutputError
+from blemish.errors import ConfigError, OutputError
 from blemish.metric import all_metrics
 from blemish.report import page, plots, summary
 from blemish.scoring import Report, Scored, score
-from blemish.types import Calibration, Decider, Failure, Fitted, Policy, Prediction, Preprocessing
+from blemish.types import Calibration, Choice, Decider, Failure, Fitted, Outcome, Policy, Prediction, Preprocessing
 from trees import BAD, GOOD, MASK, grow, mvtec, some
 
 Pages = Callable[[Report, Predictor], "Page"]
@@ -148,7 +148,11 @@ def rendered(report: Report, width: int = 80) -> str:
 def test_table_has_the_numbers_of_the_results(mixed):
     report, _ = mixed
     values = report.results.metrics["part"]
-    assert cells_of(report) == [["part"], *([f"{values[name]:.4f}"] for name in summary.columns(report.results))]
+    floors = summary.floors(report.results.mean)
+    assert cells_of(report) == [
+        ["part", "no skill"],
+        *([f"{values[name]:.4f}", summary.number(floors.get(name))] for name in summary.columns(report.results)),
+    ]
     assert summary.columns(report.results) == list(summary.COLUMNS)
     assert [column.header.replace("\n", "") for column in reports.table(report.results).columns] == [
         "category",
@@ -161,8 +165,35 @@ def test_table_fits_into_80_characters_and_ends_with_the_mean(tmp_path):
     lines = rendered(report).splitlines()
     assert max(map(len, lines)) <= 80
     assert "cable [red]" in rendered(report, 120), "names are no markup"
-    assert cells_of(report)[0] == ["bottle", "cable [red]", "mean"]
-    assert cells_of(report)[1][-1] == f"{report.results.mean['image_auroc']:.4f}"
+    assert cells_of(report)[0] == ["bottle", "cable [red]", "mean", "no skill"]
+    assert cells_of(report)[1][-2] == f"{report.results.mean['image_auroc']:.4f}"
+
+
+def test_floors_are_those_of_marking_everything(mixed):
+    """Of 8 pictures 4 are defective; three of the masks cover 144 of 2240 pixels each."""
+    report, chosen = mixed
+    values = report.results.metrics["part"]
+    share = values["pixel_ap_chance"]
+    assert summary.floors(values) == {
+        "image_auroc": 0.5,
+        "pixel_auroc": 0.5,
+        "image_ap": 0.5,
+        "image_f1_max": pytest.approx(2 / 3),
+        "pixel_ap": share,
+        "pixel_f1_max": pytest.approx(2 * share / (1 + share)),
+        "pixel_iou_max": share,
+    }
+    assert 0 < share < 144 / 2240
+    assert f"no skill {summary.number(0.5)}" in page_of(report, chosen).text
+
+
+def test_figures_without_skill_are_named(tmp_path):
+    """A constant map says nothing; marking everything gives an IoU that looks like something."""
+    report, _ = scored(tmp_path, mvtec("part"))
+    metrics = {"part": {"pixel_iou_max": 0.17, "pixel_iou_max_chance": 0.161, "image_auroc": 0.52, "image_ap": 0.9}}
+    results = replace(report.results, metrics=metrics, mean=metrics["part"])
+    (line,) = [line for line in summary.caveats(results) if "skill" in line]
+    assert line == "part: hardly above what takes no skill (in brackets): pixel_iou_max 0.1700 (0.1610)."
 
 
 def test_table_drops_columns_that_nobody_has_and_shows_a_dash_for_the_rest(tmp_path):
@@ -216,7 +247,7 @@ def test_headline_counts_decisions(mixed):
 def test_kept_promise_is_not_called_broken(tmp_path):
     report, chosen = scored(tmp_path, mvtec("part"), calibration=Calibration((0.7,) * 99, (0.7,) * 99))
     assert "Seen: 0 of 3 (0.0 %) good rejected." in reports.notes(report)[0]
-    assert "chance" not in page_of(report, chosen).text
+    assert "chance explains" not in page_of(report, chosen).text
 
 
 def test_grey_zone_is_counted_apart(tmp_path):
@@ -492,3 +523,48 @@ def test_masks_are_outlined_only_where_there_are_any(tmp_path):
     files = {**mvtec("part", bad=0), "part/test/dent/0.png": BAD, "part/ground_truth/dent/0_mask.png": MASK}
     report, chosen = scored(tmp_path, files)
     assert page_of(report, chosen).galleries()["Best finds"] == ["dent/0.png"]
+
+
+def test_one_model_for_several_categories_is_said_and_each_has_a_row(tmp_path, capsys):
+    report, chosen = scored(tmp_path, mvtec("bolt") | mvtec("nut"))
+    assert reports.headline(report).startswith("One brightness model for 2 categories was tested on ")
+    sentence = "One brightness model made all of this. It learned 2 categories together (bolt, nut)"
+    assert any(note.startswith(sentence) for note in reports.notes(report))
+    assert sentence in Page(reports.to_html(report, chosen)).text
+    Console(width=200).print(reports.table(report.results))
+    rows = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.strip()]
+    assert [row for row in rows if row in ("bolt", "nut", "mean")] == ["bolt", "nut", "mean"]
+
+
+def test_one_model_for_one_category_is_nothing_to_say(mixed):
+    report, _ = mixed
+    assert reports.headline(report).startswith("brightness was tested on ")
+    assert not any("made all of this" in note for note in reports.notes(report))
+
+
+def test_how_the_training_went_is_shown(tmp_path):
+    found, chosen = scored(tmp_path, mvtec("bottle"))
+    assert "Training" not in page.to_html(found, chosen)
+    training = Outcome(20, 83.0, [(10, 0.75), (20, 0.5)], [(20, {"loss": 0.1})])
+    fitted = replace(found.header.fitted, training=training)
+    found = replace(found, header=replace(found.header, fitted=fitted))
+    assert training.sentence() in page.to_html(found, chosen)
+    assert json.loads(summary.to_json(found))["training"]["scores"] == [[10, 0.75], [20, 0.5]]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])
+def test_what_was_chosen_is_drawn(tmp_path, suffix):
+    choices = {"channels": Choice((0.5, 0.1, 0.3), (1, 2)), "others": Choice((0.2,), (0,))}
+    file = tmp_path / f"chosen{suffix}"
+    reports.draw_choices(choices, file)
+    if suffix == ".png":
+        with Image.open(file) as drawing:
+            assert drawing.size == (840, 576)
+    if suffix == ".svg":
+        assert "<!-- kept (2) -->" in file.read_text()
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == [file.name]
+
+
+def test_a_drawing_of_an_unknown_kind_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"expected a name ending in .png, .svg, .pdf"):
+        reports.draw_choices({"channels": Choice((0.5,), (0,))}, tmp_path / "chosen.doc")

@@ -4,6 +4,7 @@
 one has a bright square in it, and its mask is that square.
 """
 
+import json
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -103,6 +104,16 @@ def _visa(category: str) -> str:
         for i in range(3)
     ]
     return "\n".join(rows) + "\n"
+
+
+def _coco_split(number: int, *, train: int, test: int, bad: int) -> str:
+    rows = [{"path": f"train2017/{i:012}.jpg", "split": "train"} for i in range(train)]
+    rows += [{"path": f"val2017/{i:012}.jpg", "split": "test"} for i in range(bad, test)]
+    rows += [
+        {"path": f"val2017/{i:012}.jpg", "split": "test", "defect": "cat", "mask": f"split_{number}/{i:012}.png"}
+        for i in range(bad)
+    ]
+    return "".join(f"{json.dumps(row)}\n" for row in rows)
 
 
 _MANIFEST = {
@@ -302,6 +313,19 @@ TREES: dict[str, Tree] = {
         },
         {"mono": Counts(4, 2, 2, 0), "poly": Counts(2, 1, 0, 0)},
         root="data",
+    ),
+    "coco_ad": Tree(
+        "coco_ad",
+        {
+            "coco_ad.json": '{"coco_ad": 1, "pictures": "coco"}',
+            **some("coco/train2017/{:012}.jpg", 6, GOOD),
+            **some("coco/val2017/{:012}.jpg", 5, BAD),
+            **some("split_0/{:012}.png", 3, MASK),
+            **some("split_3/{:012}.png", 1, MASK),
+            "split_0.jsonl": _coco_split(0, train=6, test=5, bad=3),
+            "split_3.jsonl": _coco_split(3, train=4, test=5, bad=1),
+        },
+        {"split_0": Counts(6, 2, 3, 3), "split_3": Counts(4, 4, 1, 1)},
     ),
     "folder_good_only": Tree("folder", some("screws/{}.jpg", 5, GOOD), {"screws": Counts(5, 0, 0, 0)}, root="screws"),
     "folder_good_and_bad": Tree(

@@ -17,7 +17,7 @@ from blemish.errors import BlemishError, ConfigError, not_among
 FIRST = ("fit", "predict", "score")
 """The main job, listed before all else."""
 HELP = ("-h", "--help", "help")
-EXTRAS = {"torch": "train", "timm": "train"}
+EXTRAS = {"torch": "train", "timm": "train", "faster_coco_eval": "coco"}
 """Optional packages, and the extra that brings them."""
 
 

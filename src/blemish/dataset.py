@@ -5,6 +5,8 @@ A dataset layout is one file in `datasets/`. It is a module with
 - `TITLE: str`, the layout's name in a sentence, for example "MVTec layout";
 - `LEARNS_FROM: str`, where in a category's folder the good pictures to learn from lie, for example
   "train/good"; empty when that is not a matter of folders;
+- optionally `APART: bool`, True where no model may learn two categories, because what is good in one
+  is defective in another;
 - `categories(root: Path) -> list[str]`, the categories found in `root`, sorted; empty when `root`
   does not have this layout. It looks at names, and never raises for what another layout may know;
 - `read(root: Path, category: str) -> list[Sample]`, all samples of one of them, in any order.
@@ -79,6 +81,8 @@ class Dataset:
     """The categories that were opened, also those that turned out to have no pictures."""
     learns_from: str = ""
     """Where in a category's folder its good training pictures lie; empty when there is no such place."""
+    apart: bool = False
+    """Whether no model may learn two of the categories."""
 
     @cached_property
     def train(self) -> list[Sample]:
@@ -113,10 +117,15 @@ class Dataset:
         """Nothing, if there are good pictures to learn from in each category.
 
         Raises:
-            DatasetError: a category has none.
+            DatasetError: a category has none, or the categories must not be learned together.
         """
         if not self.categories:
             raise DatasetError(f"{self.root} has no pictures; expected good ones to learn from.")
+        if self.apart and len(self.categories) > 1:
+            raise DatasetError(
+                f"what is good in one category of {self.title} is abnormal in another, so no model may learn "
+                f"{' and '.join(self.categories)} together; choose one with --category."
+            )
         for category in self.categories:
             if not self.of(category).train:
                 raise DatasetError(_nothing_to_learn(self.root, category, self.learns_from))
@@ -165,7 +174,8 @@ def open_dataset(
         samples = _with_train_dir(samples, (root.parent if root.is_file() else root) / train_dir, wanted)
     held_out = hold_out(samples, validation_fraction, seed)
     held_out.sort(key=lambda sample: (sample.category, str(sample.path)))
-    return Dataset(module.TITLE, root, tuple(held_out), tuple(wanted), module.LEARNS_FROM)
+    apart = bool(getattr(module, "APART", False))
+    return Dataset(module.TITLE, root, tuple(held_out), tuple(wanted), module.LEARNS_FROM, apart)
 
 
 def read_batches(

@@ -5,6 +5,7 @@ import platform
 import types as python_types
 import typing
 from importlib.metadata import PackageNotFoundError, version
+from itertools import repeat
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -32,8 +33,9 @@ def from_plain(kind: type[Plain], value: Any) -> Plain:
     if origin in (typing.Union, python_types.UnionType):
         inner = next(argument for argument in arguments if argument is not type(None))
         return cast(Plain, None if value is None else from_plain(inner, value))
-    if origin is tuple:
-        return cast(Plain, tuple(from_plain(arguments[0], item) for item in value))
+    if origin in (tuple, list):
+        kinds = arguments if origin is tuple and Ellipsis not in arguments else repeat(arguments[0])
+        return cast(Plain, origin(from_plain(kind, item) for kind, item in zip(kinds, value, strict=False)))
     if origin is dict:
         return cast(Plain, {key: from_plain(arguments[1], item) for key, item in value.items()})
     if dataclasses.is_dataclass(kind):

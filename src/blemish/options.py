@@ -16,6 +16,12 @@ from blemish.types import Intensity
 _METAVARS: dict[Any, str] = {Path: "PATH", float: "RATE"}
 """What is shown for an option that may be left out, by its type."""
 
+_SEVERAL: dict[Any, tuple[Callable[[str], Any], str]] = {
+    (str, ...): (str, "NAME,NAME,..."),
+    (int, ...): (int, "NUMBER,NUMBER,..."),
+}
+"""What a tuple holds that takes several values, with commas or spaces between them."""
+
 
 def parse(kind: Callable[..., Any], program: str, arguments: Sequence[str]) -> Any:
     """An instance of the dataclass `kind`, made of command-line arguments; exits where they don't fit."""
@@ -60,6 +66,19 @@ def parse(kind: Callable[..., Any], program: str, arguments: Sequence[str]) -> A
             str_from_instance=lambda value: ["none" if value is None else str(value)],
         )
 
+    @registry.primitive_rule
+    def several(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+        if get_args(info.type) not in _SEVERAL:
+            return None
+        one, metavar = _SEVERAL[get_args(info.type)]
+        return PrimitiveConstructorSpec(
+            nargs="*",
+            metavar=metavar,
+            instance_from_str=lambda words: tuple(one(item) for item in _items(words)),
+            is_instance=lambda value: isinstance(value, tuple),
+            str_from_instance=lambda value: [",".join(map(str, value))] if value else [],
+        )
+
     return tyro.cli(kind, prog=program, args=list(arguments), config=(OmitArgPrefixes,), registry=registry)
 
 
@@ -94,6 +113,10 @@ def value_of(option: str, arguments: Sequence[str]) -> str | None:
         if name == option:
             found = value if equals else next(iter(arguments[index + 1 : index + 2]), "")
     return found
+
+
+def _items(words: Sequence[str]) -> list[str]:
+    return [item.strip() for word in words for item in word.split(",") if item.strip()]
 
 
 def _image_size(text: str) -> tuple[int, int]:

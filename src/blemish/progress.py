@@ -42,6 +42,11 @@ class Bar:
         self._progress.update(self._id, description=text)
 
 
+def note(sentence: str) -> None:
+    """Says on the error stream what somebody should know before long work begins."""
+    Console(stderr=True).print(sentence, markup=False, highlight=False, soft_wrap=True)
+
+
 @contextmanager
 def bar(description: str, total: int) -> Iterator[Bar]:
     """A bar for `total` steps, drawn while the block runs and only where somebody can see it."""

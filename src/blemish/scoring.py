@@ -113,6 +113,7 @@ class Report:
             **results,
             "model": self.header.model,
             "config": dict(self.header.config),
+            "training": self.header.fitted.training and asdict(self.header.fitted.training),
             "tested_on": self.sentences,
             "thresholds": {category: _thresholds(decider) for category, decider in self.deciders.items()},
             "pictures": len(self.scored),

@@ -13,10 +13,10 @@ import json
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from blemish.errors import ConfigError, TrainingError
 from blemish.files import replacing
 from blemish.progress import Bar, bar
+from blemish.types import Outcome
 
 Data = TypeVar("Data")
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -125,25 +126,6 @@ class Unfinished:
     """Seconds between two savings."""
 
 
-@dataclass
-class Outcome:
-    """What training came to."""
-
-    step: int = 0
-    """Changes of the weights."""
-    seconds: float = 0.0
-    """Time spent, over all attempts."""
-    scores: list[tuple[int, float]] = field(default_factory=list)
-    """(step, what `validate` said)."""
-    losses: list[tuple[int, dict[str, float]]] = field(default_factory=list)
-    """(step, parts of the loss), about a hundred of them."""
-
-    @property
-    def best(self) -> tuple[int, float] | None:
-        """The step with the highest score, the later of equals; None where nothing was validated."""
-        return max(self.scores, key=lambda pair: (pair[1], pair[0]), default=None)
-
-
 def optimise(
     loss: Callable[[Data], Mapping[str, Tensor]],
     module: nn.Module,
@@ -176,7 +158,7 @@ def optimise(
             drawn.advance(run.drawn(total))
             while run.progress < 1:
                 before, drawn_before = run.progress, run.drawn(total)
-                run.take(loss, itertools.islice(batches_ahead, plan.config.accumulate), drawn)
+                run.take(loss, batches_ahead, drawn)
                 drawn.advance(run.drawn(total) - drawn_before)
                 due = int(run.progress * run.config.evaluations) > int(before * run.config.evaluations)
                 if validate is not None and due:
@@ -204,7 +186,7 @@ class _Run:
             lr=self.config.learning_rate,
             betas=self.config.betas,
             weight_decay=self.config.weight_decay,
-            foreach=True,
+            fused=True,
         )
         self.outcome = Outcome()
         self.best: dict[str, Tensor] = {}
@@ -220,7 +202,7 @@ class _Run:
     def drawn(self, total: int) -> int:
         return round(self.progress * total)
 
-    def take(self, loss: Callable[[Data], Mapping[str, Tensor]], batches: Iterable[Data], drawn: Bar) -> None:
+    def take(self, loss: Callable[[Data], Mapping[str, Tensor]], batches: Iterator[Data], drawn: Bar) -> None:
         """Changes the weights once, after the gradients of `config.accumulate` batches."""
         start = time.monotonic()
         for group in self.optimiser.param_groups:
@@ -229,7 +211,10 @@ class _Run:
         buffers = [buffer.clone() for buffer in self.module.buffers()]  # a bad forward pass spoils running means
         values: dict[str, float] = {}
         self.optimiser.zero_grad(set_to_none=True)
-        for batch in batches:
+        for _ in range(self.config.accumulate):
+            asked = time.monotonic()
+            batch = next(batches)
+            self.outcome.waited += time.monotonic() - asked
             with autocast(self.device, self.precision):
                 parts = loss(batch)
             for name, part in parts.items():
@@ -290,6 +275,7 @@ class _Run:
         self.outcome = Outcome(
             outcome["step"],
             outcome["seconds"],
+            outcome["waited"],
             [(step, score) for step, score in outcome["scores"]],
             [(step, values) for step, values in outcome["losses"]],
         )

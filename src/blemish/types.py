@@ -6,7 +6,7 @@ grid, `V` views, `K` regions, `D` embedding width, `M` memory entries. Sizes are
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
@@ -196,6 +196,50 @@ class Calibration:
         return self.image_scores[(len(self.image_scores) - 1) // 2]
 
 
+@dataclass
+class Outcome:
+    """What a training by gradients came to."""
+
+    step: int = 0
+    """Batches learned from."""
+    seconds: float = field(default=0.0, compare=False)
+    """Time spent, over all attempts."""
+    waited: float = field(default=0.0, compare=False)
+    """Part of it spent on waiting for batches."""
+    scores: list[tuple[int, float]] = field(default_factory=list)
+    """(step, how good the weights then were on pictures that were held out), higher = better."""
+    losses: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+    """(step, parts of the loss), about a hundred of them."""
+
+    @property
+    def best(self) -> tuple[int, float] | None:
+        """The step with the highest score, the later of equals; None where nothing was validated."""
+        return max(self.scores, key=lambda pair: (pair[1], pair[0]), default=None)
+
+    def sentence(self) -> str:
+        """How long it took, and which weights were kept.
+
+        >>> Outcome(20, 83.0, [(10, 0.5), (20, 0.4)]).sentence()
+        '20 batches in 1 min 23 s; the weights of batch 10 are kept, with a validation score of 0.5 (last: 0.4).'
+        """
+        took = f"{self.step} batches in {self.seconds // 60:.0f} min {self.seconds % 60:.0f} s"
+        if self.best is None:
+            return f"{took}; the last weights are kept."
+        step, score = self.best
+        kept = f"the weights of batch {step} are kept, with a validation score of {score:.4g}"
+        return f"{took}; {kept} (last: {self.scores[-1][1]:.4g})."
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What a model kept of many: those with the smallest losses."""
+
+    losses: tuple[float, ...]
+    """Of each."""
+    kept: tuple[int, ...]
+    """Numbers of those kept, ascending."""
+
+
 @dataclass(frozen=True)
 class Fitted:
     """What `fit` found out beside the weights."""
@@ -208,6 +252,10 @@ class Fitted:
     """The false-reject rate asked for."""
     learned_from: tuple[str, ...]
     """A digest of the contents of each training picture, sorted."""
+    training: Outcome | None = None
+    """How the training by gradients went, if the model has one."""
+    choices: dict[str, Choice] = field(default_factory=dict)
+    """What was chosen from → what was kept of it, if the model chooses."""
 
     def __post_init__(self) -> None:
         if not self.calibrations:

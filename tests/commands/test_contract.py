@@ -41,7 +41,6 @@ def test_its_help_explains_it(name, capsys):
         (["predict", "nowhere.blemish", "DATA"], "no such file"),
         (["predict", "ARTIFACT", "nowhere.png"], "nowhere.png does not exist"),
         (["predict", "ARTIFACT", "EMPTY"], "no pictures there"),
-        (["predict", "ARTIFACT", "DATA", "--category", "linen"], 'no category named "linen"'),
         (["predict", "ARTIFACT", "DATA", "--max-false-reject", "0"], "--max-false-reject is 0"),
         (["fit", "patchcore", "DATA", "--out", "OUT", "--seed", "-1"], "--seed is -1"),
         (["fit", "patchcore", "DATA", "--out", "OUT", "--blur", "nan"], "--blur is nan"),

@@ -60,3 +60,17 @@ def test_unreadable_pictures_are_named_and_the_exit_status_says_so(artifact, dat
     for name in ("truncated.png", "empty.png", "text.png"):
         assert name in printed.err
     assert len((tmp_path / "x.jsonl").read_text().splitlines()) == 1
+
+
+def test_an_unknown_category_is_decided_by_all_together_and_that_is_said(artifact, data, tmp_path, capsys):
+    lines = {}
+    for category in ("cloth", "clot"):
+        out = tmp_path / f"{category}.jsonl"
+        assert call("predict", artifact, data / "cloth/test", "--category", category, "--json-lines", out) == 0
+        lines[category] = [json.loads(line) for line in out.read_text().splitlines()]
+        printed = capsys.readouterr().out
+        assert ("threshold is that of all categories together" in printed) == (category == "clot")
+    assert 'No category named "clot". Did you mean "cloth"?' in printed
+    assert {line.get("category") for line in lines["clot"]} == {None}
+    assert {line["category"] for line in lines["cloth"]} == {"cloth"}
+    assert [line["image_score"] for line in lines["clot"]] == [line["image_score"] for line in lines["cloth"]]

@@ -88,7 +88,8 @@ def test_a_picture_is_held_out_where_the_layout_has_no_validation(tree: tuple[Tr
         assert len(part.train) + len(part.validation) == expected.train + expected.validation
         assert part.validation
         assert part.train
-    data.require_train()
+    for name in data.categories:
+        data.of(name).require_train()
 
 
 # Each category's own folder can be opened as well.

@@ -56,13 +56,24 @@ def test_shapes_of_the_paper():
         (512, 16, 16),
         (256, 8, 8),
     ]
+    seen: list[Tensor] = []
+    for part in (model.network.selection, model.network.discriminator):
+        part.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0]))
     logits, _ = model.network(features, (256, 256))
+    assert [tuple(tensor.shape) for tensor in seen] == [(2, 1536, 64, 64), (2, 512, 64, 64)]
     assert logits.shape == (2, 2, 256, 256)
 
 
 def small_network() -> tuple[Network, list[Tensor], list[Tensor], Tensor]:
     config = RealNetConfig(
-        strides=(4, 8), planes=(64, 64), blocks=(4, 8), maxima=6, means=6, momentum=0.9, discriminator=(128, 32, 8, 4)
+        strides=(4, 8),
+        planes=(64, 64),
+        blocks=(4, 8),
+        residuals="picked",
+        maxima=6,
+        means=6,
+        momentum=0.9,
+        discriminator=(128, 32, 8, 4),
     )
     network = Network(config, [64, 64]).train()
     for part in network.reconstruction:
@@ -143,6 +154,10 @@ def test_scores_of_the_reference():
     block = torch.zeros(1, 256, 256)
     block[0, 30:46, 100:116] = 1
     assert image_score(block, 16).item() == 1
+    for top, left in ((0, 0), (0, 240), (240, 0), (240, 240)):  # the 241 places of each side end at the border
+        corner = torch.zeros(1, 256, 256)
+        corner[0, top : top + 16, left : left + 16] = 1
+        assert image_score(corner, 16).item() == 1
 
 
 def test_average_precision_is_that_of_scikit_learn():
@@ -165,7 +180,7 @@ def test_a_killed_fit_goes_on_to_the_same_weights(tmp_path, monkeypatch):
     whole = tiny().fit(data)
     killed, steps = tiny(), []
     killed.unfinished = tmp_path / "unfinished"
-    loss = RealNet._loss
+    loss = RealNet.loss
 
     def dying(self, batch):
         steps.append(batch)
@@ -175,7 +190,7 @@ def test_a_killed_fit_goes_on_to_the_same_weights(tmp_path, monkeypatch):
 
     state_of = RealNet.state_of
     monkeypatch.setattr(RealNet, "state_of", lambda self, data: replace(state_of(self, data), save_every=0.0))
-    monkeypatch.setattr(RealNet, "_loss", dying)
+    monkeypatch.setattr(RealNet, "loss", dying)
     with pytest.raises(KeyboardInterrupt):
         killed.fit(data)
     resumed = tiny()
@@ -200,7 +215,7 @@ def test_the_command_line_keeps_a_killed_fit_beside_the_artifact(tmp_path, monke
         with pytest.raises(KeyboardInterrupt):
             cli.run(words)
     assert unfinished.exists()
-    monkeypatch.setattr(RealNet, "_loss", killed)  # nothing is left to learn
+    monkeypatch.setattr(RealNet, "loss", killed)  # nothing is left to learn
     assert cli.run(words) == 0
     assert out.exists()
     assert not unfinished.exists()
@@ -212,6 +227,10 @@ def test_channels_are_chosen_and_their_losses_kept(tmp_path):
     losses, chosen = model.features.get_buffer("loss_0"), model.features.get_buffer("index_0")
     assert sorted(losses.argsort()[:8].tolist()) == chosen.tolist()
     assert losses.min() > 0
+    kept = model.fitted.choices["channels at stride 4"]
+    assert kept.kept == tuple(chosen.tolist())
+    assert kept.losses == tuple((losses / model.config.afs_batches).tolist())
+    assert model.fitted.training.step == 1
 
 
 @pytest.mark.parametrize(

@@ -78,3 +78,13 @@ def test_weights_of_another_network_are_refused(tmp_path):
     save_file(timm.create_model("resnet34").state_dict(), tmp_path / "other.safetensors")
     with pytest.raises(ConfigError, match="missing or of another shape"):
         Backbone("wide_resnet50_2", (8,), str(tmp_path / "other.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("resnet18", 11_176_512), ("resnet34", 21_284_672), ("resnet50", 23_508_032), ("wide_resnet50_2", 66_834_240)],
+)
+def test_parameters_of_the_reference(name, count):
+    with torch.device("meta"):
+        backbone = Backbone(name, (4, 8, 16, 32), "random")
+    assert sum(parameter.numel() for parameter in backbone.parameters()) == count

@@ -44,6 +44,25 @@ def test_discriminator_has_the_values_of_the_reference():
     check(norm.running_var, total=130.519, absolute=130.519, at={(0,): 1.00401, (127,): 1.00263}, within=2e-4)
 
 
+def test_a_small_discriminator_too():
+    net = fill(Discriminator(16), 0.1)
+    assert count(net) == 63_510
+    residual = wave(1, 16, 8, 8, offset=5.0)
+    with torch.inference_mode():
+        logits = net.eval()(residual, (32, 48))
+    entries = {(0, 0, 0, 0): 0.0340182, (0, 1, 0, 1): 0.236694, (0, 1, 16, 24): 0.26216, (0, 1, 31, 3): 0.0705531}
+    check(logits, total=547.217, absolute=581.129, at=entries, within=4e-5)
+    probability = logits.softmax(1)[:, 1]
+    check(probability, total=818.067, absolute=818.067, at={(0, 0, 1): 0.553829, (0, 16, 24): 0.543459}, within=4e-5)
+    with torch.no_grad():
+        logits = net.train()(residual, (32, 48))
+    entries = {(0, 0, 0, 0): 0.0743875, (0, 1, 0, 1): 0.230527, (0, 0, 16, 24): 0.360174, (0, 1, 16, 24): 0.219108}
+    check(logits, total=781.992, absolute=781.992, at=entries, within=4e-5)
+    norm = net.first[1]
+    check(norm.running_mean, total=0.0631137, absolute=4.25117, at={(0,): 0.042411, (127,): 0.0544185}, within=4e-5)
+    check(norm.running_var, total=115.962, absolute=115.962, at={(0,): 0.905349, (127,): 0.907663}, within=4e-5)
+
+
 def residuals(batch: int, channels: int, side: int, offset: float) -> torch.Tensor:
     """The input of the reference's run: waves with a gain for each channel and one hot pixel."""
     made = wave(batch, channels, side, side, offset=offset).square()
@@ -105,6 +124,18 @@ def test_hot_pixels_and_faint_shifts_are_picked_and_alone_get_gradients():
     assert damaged.grad is not None
     assert damaged.grad.sum((0, 2, 3)).nonzero().flatten().tolist() == [3, 9]
     torch.testing.assert_close(selection(damaged.flip(0)), picked.flip(0), rtol=0, atol=0)
+
+
+def test_a_channel_may_be_picked_twice():
+    residual = 0.1 + 0.01 * torch.rand(2, 16, 8, 8, generator=torch.Generator().manual_seed(0))
+    selection = ResidualSelection(16, 2, 1, momentum=1.0)
+    selection(residual)
+    residual[:, 3] += 0.5
+    residual[:, 3, 2, 5] += 1
+    residual[:, 9, 2, 5] += 1
+    picked = selection.eval()(residual)
+    assert selection.pick(residual).tolist() == [[3, 9, 3], [3, 9, 3]]
+    torch.testing.assert_close(picked, residual[:, [3, 9, 3]], rtol=0, atol=0)
 
 
 def layers(base: int, shapes: list[tuple[int, int]], batch: int) -> tuple[list, list, torch.Tensor]:

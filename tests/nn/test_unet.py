@@ -3,7 +3,7 @@ import hashlib
 import pytest
 import torch
 
-from blemish.nn.unet import UNet
+from blemish.nn.unet import GroupNorm, UNet
 from waves import check, fill, wave
 
 
@@ -32,3 +32,18 @@ def test_parameters_of_the_paper(channels, count):
     with torch.device("meta"):
         net = UNet(channels, channels // 2)
     assert sum(parameter.numel() for parameter in net.parameters()) == count
+
+
+def test_group_norm_is_that_of_torch_in_each_memory_layout():
+    ours, theirs = fill(GroupNorm(4, 8), 0.1), fill(torch.nn.GroupNorm(4, 8), 0.1)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        found = []
+        for norm in (ours, theirs):
+            feature = wave(2, 8, 5, 6, offset=1.0).contiguous(memory_format=layout).requires_grad_()
+            made = norm(feature)
+            made.square().sum().backward()
+            found.append([made, feature.grad, norm.weight.grad, norm.bias.grad])
+            norm.zero_grad()
+        assert found[0][0].is_contiguous(memory_format=layout)
+        for one, other in zip(*found, strict=True):
+            torch.testing.assert_close(one, other)

@@ -1,9 +1,10 @@
-import cv2
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from blemish.errors import ConfigError
-from blemish.synthesis.foreground import RECIPES, foreground
+from blemish.synthesis.foreground import RECIPES, Threshold, apply, foreground
 
 
 def disc() -> np.ndarray:
@@ -18,14 +19,21 @@ def disc() -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("category", "centre", "corner"),
-    [("carpet", 1, 1), ("pcb1", 1, 0), ("capsules", 1, 1), ("tubes", 1, 0),
-     ("bracket_black", 1, 0), ("02", 1, 1)],
+    ("category", "count", "points"),
+    [
+        ("pill", 1990, [1, 1, 1, 1]), ("hazelnut", 4096, [1, 1, 1, 1]), ("bottle", 2882, [0, 1, 1, 0]),
+        ("carpet", 4096, [1, 1, 1, 1]), ("pcb1", 1005, [1, 0, 0, 1]), ("candle", 2302, [1, 0, 1, 1]),
+        ("capsules", 4096, [1, 1, 1, 1]), ("bracket_black", 1005, [1, 0, 0, 1]), ("tubes", 1006, [1, 0, 1, 1]),
+        ("metal_plate", 2886, [0, 1, 1, 1]), ("01", 4096, [1, 1, 1, 1]), ("02", 4096, [1, 1, 1, 1]),
+    ],
 )  # fmt: skip
-def test_recipes_see_what_the_reference_sees(category, centre, corner):
-    picture = cv2.resize(disc(), (256, 256), interpolation=cv2.INTER_NEAREST)  # recipes count pixels of 256
-    found = foreground(picture, category, "paper")
-    assert (found[120, 136], found[8, 8]) == (bool(centre), bool(corner))
+def test_recipes_see_what_the_reference_sees(category, count, points):
+    recipe = RECIPES[category] or Threshold()
+    # The reference's squares do not grow with the picture, which has 64 pixels a side here.
+    fixed = replace(recipe, close=4 * recipe.close, open=4 * recipe.open)
+    found = apply(fixed, disc()) if RECIPES[category] else foreground(disc(), category, "paper")
+    assert found.sum() == count
+    assert [found[30, 34], found[2, 2], found[5, 5], found[28, 30]] == [bool(point) for point in points]
 
 
 def test_every_category_of_the_paper_has_a_recipe():

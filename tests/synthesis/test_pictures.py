@@ -6,7 +6,7 @@ import textures
 from blemish import cli, images, open_dataset
 from blemish.errors import ConfigError, DatasetError
 from blemish.synthesis.perlin import Recipe
-from blemish.synthesis.pictures import Group, Pictures, read_groups
+from blemish.synthesis.pictures import Group, Pictures, mirrored, read_groups
 from blemish.synthesis.preview import GAP, sheet
 from blemish.synthesis.sources import parse
 from blemish.types import Preprocessing
@@ -73,3 +73,13 @@ def test_the_sheet_shows_what_is_taught(tmp_path, capsys):
     assert sheet(groups, "self", count=2).shape == (2 * (48 + GAP), 2 * (48 + GAP), 3)
     with pytest.raises(ConfigError, match="--count is 0"):
         sheet(groups, "self", count=0)
+
+
+def test_mirror_images_come_after_the_pictures_with_their_foregrounds():
+    group = pictures(3).groups[0]
+    group.foregrounds[1, 5, 7] = False
+    four = mirrored(group)
+    assert four.pictures.shape == (12, 32, 40, 3)
+    for number, axes in enumerate([(), (1,), (0,), (0, 1)]):
+        assert (four.pictures[3 * number + 1] == np.flip(group.pictures[1], axes)).all()
+        assert (four.foregrounds[3 * number + 1] == np.flip(group.foregrounds[1], axes)).all()

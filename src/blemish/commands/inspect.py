@@ -1,24 +1,37 @@
 """inspect part.blemish: what an artifact holds."""
 
 from dataclasses import dataclass
-from typing import NoReturn
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 from blemish.command import ArtifactFile, say
 from blemish.errors import ConfigError
+from blemish.types import Choice
+
+if TYPE_CHECKING:
+    from blemish.artifact import Header
+
+NAMED = 8
+"""Things kept that are named, at most; the rest is in --json."""
 
 
 @dataclass(frozen=True)
 class Inspect:
-    """Say what an artifact holds: model, configuration, thresholds, categories."""
+    """Say what an artifact holds: model, configuration, training, thresholds, categories."""
 
     artifact: ArtifactFile
     """Made by blemish fit."""
+    json: Path | None = None
+    """File for all of it."""
+    plot: Path | None = None
+    """File (.png, .svg, .pdf) for a drawing of what the model chose from: losses, what was kept, what not."""
 
     def __call__(self) -> int:
         """Prints the header."""
         from blemish.artifact import Predictor, read_header
 
         header = read_header(self.artifact)
+        self._write(header)
         height, width = header.fitted.preprocessing.image_size
         rule = header.fitted.preprocessing.intensity
         say(f"{self.artifact}: {header.model}, {self.artifact.stat().st_size / 1e6:.1f} MB")
@@ -26,6 +39,10 @@ class Inspect:
         say(f"Pictures of more than 8 bit: {f'{rule.low:g} to {rule.high:g}' if rule else 'refused (none was seen)'}.")
         say("Configuration: " + ", ".join(f"{key} {value}" for key, value in header.config.items()))
         say("Made with: " + ", ".join(f"{key} {value}" for key, value in header.versions.items()))
+        if header.fitted.training is not None:
+            say(f"Training: {header.fitted.training.sentence()}")
+        for name, choice in header.fitted.choices.items():
+            say(f"{name}: {_sentence(choice)}")
 
         def refuse(_: object) -> NoReturn:
             raise ConfigError("a header alone can't predict.")
@@ -34,7 +51,38 @@ class Inspect:
         for category in predictor.categories:
             for sentence in predictor.decider(category).sentences():
                 say(f"{category}: {sentence}")
+        for file in filter(None, (self.json, self.plot)):
+            say(f"Written: {file}")
         return 0
+
+    def _write(self, header: "Header") -> None:
+        import json
+
+        from blemish.files import write_text
+
+        if self.json is not None:
+            values = json.loads(header.to_json(), parse_constant=lambda _: None)  # what is not a number is null
+            write_text(self.json, json.dumps(values, indent=2, allow_nan=False) + "\n")
+        if self.plot is not None:
+            from blemish.report import draw_choices
+
+            if not header.fitted.choices:
+                raise ConfigError(
+                    f"{self.artifact}: {header.model} chooses nothing that could be drawn; leave --plot out."
+                )
+            draw_choices(header.fitted.choices, self.plot)
+
+
+def _sentence(choice: Choice) -> str:
+    """How many were kept, and the best of them.
+
+    >>> _sentence(Choice((0.5, 0.1, 0.3), (1, 2)))
+    '2 of 3 kept; number (loss): 1 (0.1), 2 (0.3)'
+    """
+    best = sorted(choice.kept, key=choice.losses.__getitem__)
+    named = ", ".join(f"{number} ({choice.losses[number]:.4g})" for number in best[:NAMED])
+    more = f" and {len(best) - NAMED} more up to {choice.losses[best[-1]]:.4g}" if len(best) > NAMED else ""
+    return f"{len(best)} of {len(choice.losses)} kept; number (loss): {named}{more}"
 
 
 COMMAND = Inspect

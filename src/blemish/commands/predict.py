@@ -47,8 +47,6 @@ class Predict:
         pictures = predictions.find_pictures(self.shown.pictures, self.out_dir)
         predictor = self.detector.load()
         category = self.shown.category or (predictor.categories[0] if len(predictor.categories) == 1 else "")
-        if category and category not in predictor.categories:
-            raise ConfigError(f"{self.detector.artifact}: {not_among('category', category, predictor.categories)}")
         policy = self.detector.policy(predictor.policy)
         failures: list[Failure] = []
         judged = predictions.predict(predictor, pictures, failures, category=category, policy=policy)
@@ -57,11 +55,13 @@ class Predict:
             raise DatasetError(f"none of the {len(pictures)} pictures can be read; {failures[0].reason}")
         say(predictions.table(scored))
         say(predictions.summary(scored))
+        is_known = category in predictor.categories
         for sentence in predictor.decider(category, policy).sentences():
-            say(f"{category or 'All categories'}: {sentence}")
-        if not category:
+            say(f"{category if is_known else 'All categories'}: {sentence}")
+        if not is_known:
+            why = not_among("category", category, predictor.categories) if category else "no category was named."
             say(
-                "The category was not named, so the threshold is that of all categories together, and its promise "
+                f"{why[:1].upper()}{why[1:]} So the threshold is that of all categories together, and its promise "
                 "holds for their mix; see --category."
             )
         return report_failures(failures)

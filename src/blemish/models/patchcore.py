@@ -17,6 +17,7 @@ from blemish.dataset import Dataset, read_batches
 from blemish.detector import Detector, DetectorConfig, to_tensor
 from blemish.errors import ConfigError
 from blemish.nn.backbone import Backbone
+from blemish.nn.blur import gaussian_blur
 from blemish.progress import Bar, bar
 from blemish.training import generator
 from blemish.types import Prediction, Preprocessing
@@ -244,18 +245,6 @@ def _greedy_in_pool(pool: Tensor, far: Tensor, count: int) -> Tensor:
         far = torch.minimum(far, to_pick)
         far[where] = 0
     return torch.stack(picks) if picks else torch.zeros(0, dtype=torch.long, device=pool.device)
-
-
-def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
-    """Images (B, 1, H, W) smoothed by a Gaussian cut off at 4 standard deviations; edges are repeated."""
-    if sigma == 0:
-        return image
-    radius = int(4 * sigma + 0.5)
-    offsets = torch.arange(-radius, radius + 1, device=image.device, dtype=image.dtype)
-    kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
-    kernel = kernel / kernel.sum()
-    image = F.conv2d(F.pad(image, (radius, radius, 0, 0), mode="replicate"), kernel.view(1, 1, 1, -1))
-    return F.conv2d(F.pad(image, (0, 0, radius, radius), mode="replicate"), kernel.view(1, 1, -1, 1))
 
 
 DETECTOR = PatchCore

@@ -41,10 +41,10 @@ from blemish.nn.unet import GROUPS, HEAD_WIDTH, UNet
 from blemish.progress import bar
 from blemish.synthesis.foreground import Rule
 from blemish.synthesis.perlin import Recipe
-from blemish.synthesis.pictures import CHOOSE, TRAIN, VALIDATE, Damaged, Group, Pictures, read_groups
+from blemish.synthesis.pictures import CHOOSE, VALIDATE, Damaged, Group, Pictures, mirrored, read_groups
 from blemish.synthesis.sources import OFFLINE, parse
-from blemish.training import Outcome, autocast, choose_precision, optimise
-from blemish.types import Prediction, Preprocessing
+from blemish.training import autocast, choose_precision, optimise
+from blemish.types import Choice, Prediction, Preprocessing
 
 REMEMBERED_BYTES = 2e9
 """Features of good pictures are kept in memory up to this size, so that each is seen by the backbone once."""
@@ -72,6 +72,9 @@ class RealNetConfig(TrainedConfig):
     """Its width at each level, in multiples; each level halves the size."""
     attention: tuple[int, ...] = (2,)
     """Its levels with attention, by the factor that they are smaller."""
+    residuals: Literal["picked", "all", "both"] = "both"
+    """What the discriminator sees: what RRS picks, in the order of its scores, as in the paper; all residuals, each
+    in its own place; or both."""
     maxima: int = 32
     """Residual channels picked by their maximum (RRS)."""
     means: int = 32
@@ -92,6 +95,10 @@ class RealNetConfig(TrainedConfig):
     """Where damage may lie: on the part (auto, or the paper's recipe for that category), or anywhere (whole)."""
     redraw_empty: bool = True
     """Draw masks anew when they are empty."""
+    few: float = 0.5
+    """Share of masks with a few pieces down to single pixels, beside the paper's Perlin masks."""
+    mirror: bool = True
+    """Learn from the pictures' mirror images too; turn off where a mirrored part would be a defect."""
     least_change: int = 8
     """Grey levels by which a pixel must change to count as damaged."""
     balance: bool = False
@@ -117,7 +124,7 @@ class RealNetConfig(TrainedConfig):
                 f"--maxima is {self.maxima} and --means {self.means}; expected at most the {sum(self.planes)} "
                 "channels that --planes keeps."
             )
-        if not self.maxima + self.means:
+        if self.residuals != "all" and not self.maxima + self.means:
             raise ConfigError("--maxima and --means are both 0; expected at least one residual channel to look at.")
         if self.reconstruction == "unet":
             bad = [factor for factor in self.attention if factor not in (2**n for n in range(len(self.multipliers)))]
@@ -142,10 +149,12 @@ class Network(nn.Module):
 
     def __init__(self, config: RealNetConfig, widths: Sequence[int]) -> None:
         super().__init__()
-        self.detach = config.detach
+        self.detach, self.residuals = config.detach, config.residuals
         self.reconstruction = nn.ModuleList(_reconstruction(config, width) for width in widths)
         self.selection = ResidualSelection(sum(widths), config.maxima, config.means, config.momentum)
-        self.discriminator = Discriminator(config.maxima + config.means, config.discriminator)
+        picked = config.maxima + config.means
+        seen = {"picked": picked, "all": sum(widths), "both": sum(widths) + picked}
+        self.discriminator = Discriminator(seen[config.residuals], config.discriminator)
 
     def forward(self, features: Sequence[Tensor], size: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
         """Logits (B, 2, *size), and the reconstruction of each block's features."""
@@ -161,7 +170,11 @@ class Network(nn.Module):
             else F.interpolate(residual, size=finest, mode="bilinear", align_corners=True)
             for residual in residuals
         ]
-        return self.discriminator(self.selection(torch.cat(aligned, dim=1)), size), restored
+        seen = torch.cat(aligned, dim=1)
+        if self.residuals != "all":
+            picked = self.selection(seen)
+            seen = picked if self.residuals == "picked" else torch.cat([seen, picked], dim=1)
+        return self.discriminator(seen, size), restored
 
 
 class RealNet(Detector):
@@ -176,6 +189,7 @@ class RealNet(Detector):
             blocks=(4, 8, 16, 32),
             multipliers=(1, 2, 4),
             attention=(2, 4),
+            residuals="picked",
             maxima=256,
             means=256,
             discriminator=(128, 32, 8, 4),
@@ -183,6 +197,8 @@ class RealNet(Detector):
             standardise=False,
             afs_batches=64,
             redraw_empty=False,
+            few=0.0,
+            mirror=False,
             least_change=0,
             batch_size=16,
             epochs=1000,
@@ -223,8 +239,6 @@ class RealNet(Detector):
         self.to(memory_format=torch.channels_last)
         self.good: list[Tensor] = []
         """Features of good pictures, while learning."""
-        self.outcome: Outcome | None = None
-        """What the last training came to."""
 
     def train(self, mode: bool = True) -> "RealNet":
         """Switches the trained part; the backbone stays as it is."""
@@ -237,13 +251,18 @@ class RealNet(Detector):
         groups, held_out = (
             read_groups(own, preprocessing, self.config.foreground, self.failures) for own in self.split(data)
         )
-        pictures = self._pictures(groups)
+        pictures = self.prepare(groups)
+        validate = partial(self._validate, self._pictures(held_out)) if held_out else None
+        plan, batches = self.config.plan(len(pictures)), partial(pictures.batch, size=self.config.batch_size)
+        self.outcome = optimise(self.loss, self.network, batches, plan, validate, self.state_of(data))
+        self.good = []
+
+    def prepare(self, groups: Sequence[Group]) -> Pictures:
+        """What is learned from; channels are chosen by it, and the features of good pictures kept."""
+        pictures = self._pictures([mirrored(group) for group in groups] if self.config.mirror else groups)
         self._choose_features(pictures)
         self.good = self._remember(pictures)
-        validate = partial(self._validate, self._pictures(held_out)) if held_out else None
-        plan, batches = self.config.plan(len(pictures)), partial(self._batch, pictures)
-        self.outcome = optimise(self._loss, self.network, batches, plan, validate, self.state_of(data))
-        self.good = []
+        return pictures
 
     def forward(self, image: Tensor) -> Prediction[Tensor]:
         """How surely each pixel is damaged, and the highest mean of that over a square window (section 3.5).
@@ -267,14 +286,12 @@ class RealNet(Detector):
                 seed=config.seed,
                 clean_share=config.clean_share,
                 redraw_empty=config.redraw_empty,
+                few=config.few,
                 least_change=config.least_change,
             )
             for group in groups
         ]
         return Pictures(groups, recipes, config.seed, config.balance)
-
-    def _batch(self, pictures: Pictures, number: int) -> Damaged:
-        return pictures.batch(number, self.config.batch_size, TRAIN)
 
     def _see(self, pictures: Tensor) -> list[Tensor]:
         """Features of pictures (B, H, W, 3) uint8, as the backbone gives them; without gradients."""
@@ -306,6 +323,10 @@ class RealNet(Detector):
                 moments = _added(moments, own)
                 drawn.advance()
         features.choose(totals)
+        for number, stride in enumerate(self.config.strides):
+            losses = features.get_buffer(f"loss_{number}") / self.config.afs_batches
+            kept = features.get_buffer(f"index_{number}")
+            self.choices[f"channels at stride {stride}"] = Choice(tuple(losses.tolist()), tuple(kept.tolist()))
         if self.config.standardise:
             first, second = ([part[which] / self.config.afs_batches for part in moments] for which in range(2))
             deviations = [
@@ -340,7 +361,7 @@ class RealNet(Detector):
     def _padded(self, mask: Tensor) -> Tensor:
         return F.pad(mask.to(self.device), self.config.padding(mask.shape[-2:]))
 
-    def _loss(self, batch: Damaged) -> dict[str, Tensor]:
+    def loss(self, batch: Damaged) -> dict[str, Tensor]:
         """Cross-entropy of damaged pixels, and distance of restored features from good ones (section 3.5)."""
         if self.good:
             good = [feature[batch.number].to(self.device) for feature in self.good]

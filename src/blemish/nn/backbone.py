@@ -31,7 +31,8 @@ DEFAULT = "tf_efficientnet_lite0"
 class Backbone(nn.Module):
     """The feature maps of a timm network at some of its strides; normalises its input itself.
 
-    Layers that no wanted feature depends on are left out.
+    Layers that no wanted feature depends on are left out. Channels that a model does not pick stay:
+    only those of the last stage feed nothing else, and they are less than 1 % of an artifact.
     """
 
     def __init__(self, name: str = DEFAULT, strides: Sequence[int] = (8, 16), weights: str = "default") -> None:

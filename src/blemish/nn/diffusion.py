@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the usual name
 
-from blemish.nn.unet import HEAD_WIDTH, Attention, GroupNorm, Resample, Stage, down_stages, up_stages, zeroed
+from blemish.nn.unet import GROUPS, HEAD_WIDTH, Attention, GroupNorm, Resample, Stage, down_stages, up_stages, zeroed
 
 SLOWEST = 10_000
 """Time features turn once in 2π to 2π times this many steps."""
@@ -29,11 +29,11 @@ class Residual(nn.Module):
 
     def __init__(self, channels: int, width: int, embedding: int, resample: Resample = "") -> None:
         super().__init__()
-        self.in_layers = nn.Sequential(GroupNorm(channels), nn.SiLU(), nn.Conv2d(channels, width, 3, padding=1))
+        self.in_layers = nn.Sequential(GroupNorm(GROUPS, channels), nn.SiLU(), nn.Conv2d(channels, width, 3, padding=1))
         self.resample = _RESAMPLERS[resample]()
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding, 2 * width))
         self.out_layers = nn.Sequential(
-            GroupNorm(width), nn.SiLU(), nn.Dropout(0.0), zeroed(nn.Conv2d(width, width, 3, padding=1))
+            GroupNorm(GROUPS, width), nn.SiLU(), nn.Dropout(0.0), zeroed(nn.Conv2d(width, width, 3, padding=1))
         )
         self.skip_connection = nn.Identity() if channels == width else nn.Conv2d(channels, width, 1)
 
@@ -86,7 +86,9 @@ class NoiseUNet(nn.Module):
             _steps(stage, embedding) for stage in up_stages(width, multipliers, attention)
         )
         last = width * multipliers[0]
-        self.out = nn.Sequential(GroupNorm(last), nn.SiLU(), zeroed(nn.Conv2d(last, 2 * IMAGE_CHANNELS, 3, padding=1)))
+        self.out = nn.Sequential(
+            GroupNorm(GROUPS, last), nn.SiLU(), zeroed(nn.Conv2d(last, 2 * IMAGE_CHANNELS, 3, padding=1))
+        )
 
     def forward(self, image: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor:
         """(B, 6, H, W): the noise, and where in [-1, 1] its log variance lies between the least and the most.
@@ -123,7 +125,7 @@ class NoisyClassifier(nn.Module):
         self.time_embed = _time_embedding(width)
         self.input_blocks, self.middle_block = _encoder(width, multipliers, attention)
         last = width * multipliers[-1]
-        self.out = nn.Sequential(GroupNorm(last), nn.SiLU(), AttentionPooling(last, side[0] * side[1], classes))
+        self.out = nn.Sequential(GroupNorm(GROUPS, last), nn.SiLU(), AttentionPooling(last, side[0] * side[1], classes))
 
     def forward(self, image: Tensor, time: Tensor) -> Tensor:
         """Logits (B, classes) of images (B, 3, H, W) at times (B,), or (1,)."""

@@ -36,7 +36,7 @@ class FeatureSelection(nn.Module):
         ]
         for number, (available, kept) in enumerate(zip(channels, planes, strict=True)):
             self.register_buffer(f"index_{number}", torch.arange(kept))
-            self.register_buffer(f"loss_{number}", torch.zeros(available))
+            self.register_buffer(f"loss_{number}", torch.zeros(available), persistent=False)
         for number, width in enumerate(self.widths):
             self.register_buffer(f"mean_{number}", torch.zeros(width, 1, 1))
             self.register_buffer(f"scale_{number}", torch.ones(width, 1, 1))

@@ -7,7 +7,7 @@ Source: RealNet, arXiv 2403.05897, section 3.3; Dhariwal and Nichol, arXiv 2105.
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -67,17 +67,33 @@ def up_stages(width: int, multipliers: Sequence[int], attention: Sequence[int]) 
 
 
 class GroupNorm(nn.GroupNorm):
-    """Normalisation of groups of channels, with a quick way back for gradients."""
+    """The same values as torch's, several times quicker on a CPU.
 
-    def __init__(self, channels: int) -> None:
-        super().__init__(GROUPS, channels)
+    Torch's kernel is slow for channels-last maps, above all in bfloat16; going to the other memory
+    layout and back, values and gradients alike, costs less.
+    """
 
-    def forward(self, feature: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
         """The same shape and memory layout."""
-        if not (feature.requires_grad and feature.is_contiguous(memory_format=torch.channels_last)):
-            return super().forward(feature)
-        # The gradient of channels-last values takes up to 18 times as long on a CPU, and the copies next to nothing.
-        return super().forward(feature.contiguous()).contiguous(memory_format=torch.channels_last)
+        if input.device.type != "cpu" or not input.is_contiguous(memory_format=torch.channels_last):
+            return super().forward(input)
+        normed: Tensor = super().forward(_Relaid.apply(input, torch.contiguous_format))
+        relaid: Tensor = _Relaid.apply(normed, torch.channels_last)
+        return relaid
+
+
+class _Relaid(torch.autograd.Function):
+    """A copy in another memory layout; the gradient takes the way back, which autograd would not do."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, layout: torch.memory_format) -> Tensor:
+        back = torch.channels_last if layout == torch.contiguous_format else torch.contiguous_format
+        ctx.back = back
+        return value.contiguous(memory_format=layout)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0].contiguous(memory_format=ctx.back), None
 
 
 class Attention(nn.Module):
@@ -89,7 +105,7 @@ class Attention(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.heads = channels // HEAD_WIDTH
-        self.norm = GroupNorm(channels)
+        self.norm = GroupNorm(GROUPS, channels)
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)
         self.proj_out = zeroed(nn.Conv1d(channels, channels, 1))
 
@@ -110,7 +126,7 @@ class Residual(nn.Module):
 
     def __init__(self, channels: int, width: int, resample: Resample = "") -> None:
         super().__init__()
-        self.in_layers = nn.Sequential(GroupNorm(channels), nn.SiLU(), nn.Conv2d(channels, width, 3, padding=1))
+        self.in_layers = nn.Sequential(GroupNorm(GROUPS, channels), nn.SiLU(), nn.Conv2d(channels, width, 3, padding=1))
         self.h_upd = _resampler(channels, resample)
         self.x_upd = _resampler(channels, resample)
         self.skip_connection = nn.Identity() if channels == width else nn.Conv2d(channels, width, 1)
@@ -148,7 +164,7 @@ class UNet(nn.Module):
         self.middle_block = nn.Sequential(Residual(now, now), Attention(now), Residual(now, now))
         self.output_blocks = nn.ModuleList(map(_stage, up_stages(width, multipliers, attention)))
         now = width * multipliers[0]
-        self.out = nn.Sequential(GroupNorm(now), nn.SiLU(), zeroed(nn.Conv2d(now, channels, 3, padding=1)))
+        self.out = nn.Sequential(GroupNorm(GROUPS, now), nn.SiLU(), zeroed(nn.Conv2d(now, channels, 3, padding=1)))
 
     def forward(self, feature: Tensor) -> Tensor:
         """The same shape."""

@@ -8,11 +8,26 @@ from pathlib import Path
 
 from blemish.artifact import Predictor
 from blemish.files import write_text
-from blemish.report.page import to_html
-from blemish.report.summary import caveats, full_table, headline, notes, table, to_csv, to_json
+from blemish.report.page import environment, to_html
+from blemish.report.plots import draw_choices
+from blemish.report.summary import caveats, full_table, headline, notes, number, printable, table, to_csv, to_json
 from blemish.scoring import Report
 
-__all__ = ["caveats", "full_table", "headline", "notes", "table", "to_csv", "to_html", "to_json", "write"]
+__all__ = [
+    "caveats",
+    "draw_choices",
+    "environment",
+    "full_table",
+    "headline",
+    "notes",
+    "number",
+    "printable",
+    "table",
+    "to_csv",
+    "to_html",
+    "to_json",
+    "write",
+]
 
 
 def write(

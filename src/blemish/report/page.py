@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from markupsafe import Markup
@@ -21,9 +21,11 @@ from blemish.errors import ImageError
 from blemish.metric import all_metrics
 from blemish.report.plots import Plot, plots
 from blemish.report.summary import (
+    COLUMNS,
     Tally,
     by_category,
     columns,
+    floors,
     headline,
     is_broken,
     number,
@@ -39,6 +41,9 @@ from blemish.report.summary import (
 )
 from blemish.scoring import Judged, Report, Scored, judge
 from blemish.types import Failure, one_in
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 GALLERY = 8
 """Pictures that a gallery shows, at most; fewer when there are many categories."""
@@ -98,39 +103,54 @@ def to_html(report: Report, predictor: Predictor) -> str:
         report: From `blemish.score`.
         predictor: What was scored; the pictures of the galleries go through it again.
     """
-    from jinja2 import Environment, StrictUndefined
+    unread, unmasked = sorted_failures(report)
+    by_defect = [values for kinds in report.results.by_defect.values() for values in kinds.values()]
+    sections = _sections(report, predictor)
+    page = (
+        environment()
+        .get_template("page.html.jinja")
+        .render(
+            report=report,
+            headline=headline(report),
+            promised=promised(report),
+            notes=remarks(report),
+            columns=columns(report.results),
+            floors={name: value for name, value in floors(report.results.mean).items() if name in COLUMNS},
+            defect_columns=[name for name in _DEFECT_COLUMNS if any(name in values for values in by_defect)],
+            metrics=all_metrics(),
+            sections=sections,
+            broken=[section for section in sections if section.is_broken],
+            good=tally(report.scored, False),
+            defective=tally(report.scored, True),
+            decisions={"good": "passed", "review": "to a person", "defective": "rejected"},
+            thresholds=thresholds(report),
+            unread=unread,
+            unmasked=unmasked,
+            root=_root(report.scored),
+        )
+    )
+    return printable(page)
 
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {
+
+def environment() -> "Environment":
+    """What makes pages of templates: names are escaped, and a template of this folder can be included."""
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+    found = Environment(
+        loader=FunctionLoader(lambda name: resources.files("blemish.report").joinpath(name).read_text("utf-8")),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    found.filters |= {
         "number": number,
         "one_in": one_in,
         "share": share,
         "plain": _plain,
         "drawing": Markup,  # made of figures only; names never come into a drawing
     }
-    template = resources.files("blemish.report").joinpath("page.html.jinja").read_text("utf-8")
-    unread, unmasked = sorted_failures(report)
-    by_defect = [values for kinds in report.results.by_defect.values() for values in kinds.values()]
-    sections = _sections(report, predictor)
-    page = environment.from_string(template).render(
-        report=report,
-        headline=headline(report),
-        promised=promised(report),
-        notes=remarks(report),
-        columns=columns(report.results),
-        defect_columns=[name for name in _DEFECT_COLUMNS if any(name in values for values in by_defect)],
-        metrics=all_metrics(),
-        sections=sections,
-        broken=[section for section in sections if section.is_broken],
-        good=tally(report.scored, False),
-        defective=tally(report.scored, True),
-        decisions={"good": "passed", "review": "to a person", "defective": "rejected"},
-        thresholds=thresholds(report),
-        unread=unread,
-        unmasked=unmasked,
-        root=_root(report.scored),
-    )
-    return printable(page)
+    return found
 
 
 def _sections(report: Report, predictor: Predictor) -> list[Section]:

@@ -3,20 +3,24 @@
 import io
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from blemish.errors import ConfigError
+from blemish.files import replacing
 from blemish.metric import Curve, Evidence, Options, Undefined
 from blemish.metric.evidence import Picture, State
 from blemish.report.summary import tally
 from blemish.scoring import Scored
-from blemish.types import Decider
+from blemish.types import Choice, Decider
 
 _BINS = 40
+_DRAWINGS = (".png", ".svg", ".pdf")
 # Colours that matplotlib writes, and the variables of the page that stand for them.
 _COLOURS = {
     "#010101": "var(--ink)",
@@ -83,6 +87,35 @@ def plots(category: str, rows: Sequence[Scored], decider: Decider | None) -> tup
         Plot(roc, f"Towards the upper left is better. {dot}", _svg(f"{category} ROC", draw_roc)),
         Plot(curve, f"Towards the upper right is better. {dot}", _svg(f"{category} PR", draw_precision)),
     )
+
+
+def draw_choices(choices: Mapping[str, Choice], path: Path) -> None:
+    """Draws the losses of what a model has chosen from, sorted, what it kept and what it left, to a picture file.
+
+    Args:
+        choices: What was chosen from → what was kept of it; one at least.
+        path: The file; its suffix says which kind: .png, .svg or .pdf.
+
+    Raises:
+        ConfigError: another suffix.
+        OutputError: it can't be written.
+    """
+    from matplotlib.figure import Figure
+
+    if path.suffix not in _DRAWINGS:
+        raise ConfigError(f"{path} is no picture that can be drawn; expected a name ending in {', '.join(_DRAWINGS)}.")
+    figure = Figure(figsize=(7, 2.4 * len(choices)), layout="constrained")
+    for axes, (name, choice) in zip(figure.subplots(len(choices), squeeze=False)[:, 0], choices.items(), strict=True):
+        losses, kept = np.array(choice.losses), np.isin(np.arange(len(choice.losses)), choice.kept)
+        order = losses.argsort(kind="stable")
+        ranks = np.arange(len(order))
+        for what, some, colour in (("kept", kept[order], "tab:blue"), ("left out", ~kept[order], "tab:gray")):
+            axes.plot(ranks[some], losses[order][some], ".", color=colour, label=f"{what} ({some.sum()})")
+        axes.set(title=name, ylabel="loss")
+        axes.legend(loc="upper left", frameon=False)
+    axes.set_xlabel("rank")
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format=path.suffix[1:], dpi=120)
 
 
 def _histogram(category: str, rows: Sequence[Scored], decider: Decider | None) -> Plot:

@@ -5,7 +5,7 @@ import io
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,6 +42,9 @@ CSV_COLUMNS = (
 )
 """What is known of a picture, in the order of `to_csv`."""
 
+_CHANCE = "_chance"  # ends the names of metrics that are floors of others
+_FLOORS = {"image_auroc": 0.5, "pixel_auroc": 0.5}  # those that no data changes
+_HARDLY = 0.02  # share of the way from its floor to 1 below which a figure shows no skill
 _CATEGORIES = 4  # that the full table shows beside their mean
 _NAMED = 3  # unreadable pictures that a note names
 _NONE = "–"  # noqa: RUF001 - an en dash is what tables have where nothing is
@@ -81,6 +84,8 @@ def table(results: Results) -> "Table":
     if len(rows) > 1:
         shown.add_section()
         shown.add_row(Text("mean"), *(number(results.mean.get(name)) for name in names))
+    if found := floors(results.mean):
+        shown.add_row("no skill", *(number(found.get(name)) for name in names), style="dim")
     return shown
 
 
@@ -105,6 +110,16 @@ def columns(results: Results) -> list[str]:
     return [name for name in COLUMNS if name in results.mean]
 
 
+def floors(values: Mapping[str, float]) -> dict[str, float]:
+    """What a detector without skill gets: at random for AUROC and AP, by marking everything for F1 and IoU."""
+    found = {name: floor for name, floor in _FLOORS.items() if name in values}
+    return found | {
+        name.removesuffix(_CHANCE): floor
+        for name, floor in values.items()
+        if name.endswith(_CHANCE) and name.removesuffix(_CHANCE) in values
+    }
+
+
 def notes(report: Report) -> list[str]:
     """What a reader of the table should know: thresholds and what was seen of their promise, then `remarks`."""
     sections = by_category(report)
@@ -114,7 +129,7 @@ def notes(report: Report) -> list[str]:
 
 def remarks(report: Report) -> list[str]:
     """Why metrics have no value, how the values came about, and what could not be read, a sentence or two each."""
-    lines = [*_learned(report), *caveats(report.results), *_failures(report)]
+    lines = [*_one_model(report), *_learned(report), *caveats(report.results), *_failures(report)]
     if any(decider.review is not None for decider in report.deciders.values()) and "miss_rate" in report.results.mean:
         lines.append("miss_rate counts defective pictures sent to a person as passed.")
     return [printable(line) for line in lines]
@@ -126,8 +141,20 @@ def caveats(results: Results) -> list[str]:
     return [
         f'Metrics follow the protocol "{results.protocol}", from {mode} (mode {results.mode}).',
         *_intervals(results),
+        *_no_skill(results),
         *_undefined(results),
         *results.notes,
+    ]
+
+
+def _one_model(report: Report) -> list[str]:
+    """That all categories share a detector, if they do."""
+    known = sorted(report.header.fitted.calibrations)
+    if len(known) == 1:
+        return []
+    return [
+        f"One {report.header.model} model made all of this. It learned {len(known)} categories together "
+        f"({', '.join(known)}) and is told none when it looks; only thresholds are set for each apart."
     ]
 
 
@@ -151,6 +178,20 @@ def _intervals(results: Results) -> list[str]:
     return lines
 
 
+def _no_skill(results: Results) -> list[str]:
+    """Which figures are no better than what takes no skill."""
+    lines = []
+    for category, values in results.metrics.items():
+        bad = [
+            f"{name} {number(values[name])} ({number(floor)})"
+            for name, floor in floors(values).items()
+            if values[name] - floor < _HARDLY * (1 - floor)
+        ]
+        if bad:
+            lines.append(f"{category}: hardly above what takes no skill (in brackets): {', '.join(bad)}.")
+    return lines
+
+
 def headline(report: Report) -> str:
     """What was tested on what, and what came of it, in two or three sentences."""
     good, defective = (tally(report.scored, is_anomalous) for is_anomalous in (False, True))
@@ -164,8 +205,10 @@ def headline(report: Report) -> str:
     lack = "" if good.total and defective.total else f" There were no {'defective' if good.total else 'good'} pictures."
     review = good.review + defective.review
     person = f" {review} {_were(review)} sent to a person ({good.review} good, {defective.review} defective)."
+    together = len(report.header.fitted.calibrations)
+    model = report.header.model if together == 1 else f"One {report.header.model} model for {together} categories"
     return printable(
-        f"{report.header.model} was tested on {good.total} good and {defective.total} defective pictures of {of}. "
+        f"{model} was tested on {good.total} good and {defective.total} defective pictures of {of}. "
         f"{saying}, {outcome}.{person if review else ''}{lack}"
     )
 

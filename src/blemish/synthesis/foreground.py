@@ -94,9 +94,12 @@ def apply(recipe: Threshold, picture: Picture) -> Bools:
     bright = cv2.threshold(_channel(picture, recipe.channel), 0, 1, cv2.THRESH_BINARY | method)[1]
     part = bright if recipe.bright else 1 - bright
     scale = min(picture.shape[:2]) / 256
-    for operation, side in ((cv2.MORPH_CLOSE, recipe.close), (cv2.MORPH_OPEN, recipe.open)):
-        if (side := round(side * scale)) > 1:
-            part = cv2.morphologyEx(part, operation, np.ones((side, side), np.uint8), borderType=cv2.BORDER_REFLECT)
+    for first, then, length in ((cv2.dilate, cv2.erode, recipe.close), (cv2.erode, cv2.dilate, recipe.open)):
+        if (side := round(length * scale)) > 1:
+            square, centre = np.ones((side, side), np.uint8), (side - 1) // 2
+            part = first(part, square, anchor=(centre, centre), borderType=cv2.BORDER_REFLECT)
+            centre = side - 1 - centre  # mirrored, so that a square of an even side moves nothing
+            part = then(part, square, anchor=(centre, centre), borderType=cv2.BORDER_REFLECT)
     return part.astype(bool)
 
 

@@ -22,6 +22,10 @@ THRESHOLD = 0.5
 """Noise above it is masked: about 5 % of the pixels."""
 SMALLEST_CELL = 8
 """Pixels between two nodes of the finest noise; 256 pixels then have grids of 1, 2, 4, ... 32 cells."""
+FINE_CELL = 4
+"""The same for masks of a few pieces."""
+PIECES = 8
+"""Connected pieces that those masks have, at most."""
 REDRAWS = 20
 """How often an empty mask is drawn anew, where it is."""
 
@@ -51,6 +55,9 @@ class Recipe:
     """Share of pictures that are left as they are."""
     redraw_empty: bool = True
     """Draw a mask anew when it is empty; the reference lets about one in twenty-three pass as damaged."""
+    few: float = 0.0
+    """Share of masks that are finer and keep a few of their pieces only: real defects are often one small
+    scratch or speck, and such masks are rare among the reference's."""
     least_change: int = 0
     """Grey levels by which a pixel must change to count as damaged: where the foreign content happens to
     look like the good picture, there is nothing to find. The reference has 0."""
@@ -84,7 +91,8 @@ class Recipe:
         clean = pictures[index]
         weights = np.array([source.weight for source in self.sources])
         source = self.sources[draw.choice(len(weights), p=weights / weights.sum())]
-        mask = perlin_mask(clean.shape[:2], draw) & foregrounds[index]
+        few = self.few > 0 and draw.random() < self.few
+        mask = (few_pieces if few else perlin_mask)(clean.shape[:2], draw) & foregrounds[index]
         foreign, changed = source.give(pictures, index, draw)
         mask = mask if changed is None else mask & changed
         if (clean == clean[:, :, :1]).all():  # colour on a grey picture would give every defect away
@@ -122,9 +130,16 @@ def perlin_noise(size: tuple[int, int], angles: Floats) -> Floats:
     return noise.reshape(rows * height, columns * width)[: size[0], : size[1]]
 
 
-def perlin_mask(size: tuple[int, int], draw: np.random.Generator) -> Bools:
+def few_pieces(size: tuple[int, int], draw: np.random.Generator) -> Bools:
+    """One to a few connected shapes (H, W) of any scale down to single pixels; sometimes none."""
+    mask = perlin_mask(size, draw, FINE_CELL)
+    count, pieces = cv2.connectedComponents(mask.astype(np.uint8))
+    return np.isin(pieces, 1 + draw.permutation(count - 1)[: draw.integers(1, PIECES + 1)])
+
+
+def perlin_mask(size: tuple[int, int], draw: np.random.Generator, smallest_cell: int = SMALLEST_CELL) -> Bools:
     """Random connected shapes (H, W) of any scale, covering about 5 %; sometimes none."""
-    grid = [2 ** int(draw.integers(0, max(1, int(math.log2(side / SMALLEST_CELL)) + 1))) for side in size]
+    grid = [2 ** int(draw.integers(0, max(1, int(math.log2(side / smallest_cell)) + 1))) for side in size]
     angles = draw.uniform(0, 2 * np.pi, (grid[0] + 1, grid[1] + 1)).astype(np.float32)
     return rotate(perlin_noise(size, angles), draw.uniform(-90, 90)) > THRESHOLD
 

@@ -70,7 +70,7 @@ class Pictures:
     def __len__(self) -> int:
         return sum(len(group.pictures) for group in self.groups)
 
-    def batch(self, number: int, size: int, purpose: int, clean_share: float | None = None) -> Damaged:
+    def batch(self, number: int, size: int, purpose: int = TRAIN, clean_share: float | None = None) -> Damaged:
         """Batch `number` of an endless sequence of shuffled epochs; always full, also with few pictures.
 
         Args:
@@ -138,6 +138,16 @@ def read_groups(
         foregrounds = np.stack([foreground(picture, category, rule) for picture in pictures])
         groups.append(Group(category, np.stack(pictures), foregrounds))
     return groups
+
+
+def mirrored(group: Group) -> Group:
+    """The pictures of a group, then their mirror images: left to right, top to bottom, both."""
+    ways: list[tuple[int, ...]] = [(), (2,), (1,), (1, 2)]
+    return Group(
+        group.category,
+        np.concatenate([np.flip(group.pictures, axes) for axes in ways]),
+        np.concatenate([np.flip(group.foregrounds, axes) for axes in ways]),
+    )
 
 
 def to_bytes(image: Floats) -> Picture:

@@ -19,8 +19,8 @@ from blemish.errors import ConfigError
 from blemish.synthesis.diffusion import TIMES, classifier_loss, diffused, losses, noise_schedule
 from blemish.synthesis.pictures import TRAIN, VALIDATE, Pictures, read_groups
 from blemish.synthesis.sdas import DiffusionConfig, DiffusionModel, Known, hash_of, read_checkpoint, take_over, to_image
-from blemish.training import Outcome, Unfinished, autocast, choose_device, choose_precision, generator, optimise
-from blemish.types import Failure, Preprocessing
+from blemish.training import Unfinished, autocast, choose_device, choose_precision, generator, optimise
+from blemish.types import Failure, Outcome, Preprocessing
 
 VALIDATED = 64
 """Noisy pictures that weights are judged on, at times evenly spread; always the same."""

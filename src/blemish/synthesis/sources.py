@@ -7,6 +7,7 @@
 | `sdas_masked:DIR` | the same, pasted only where their strength changed them | a folder with masks |
 | `self` | another good picture, turned, shifted and changed in three random ways | nothing |
 | `cutpaste` | another place of the same picture, a little changed | nothing |
+| `stain` | the same place, changed in two random ways | nothing |
 | `procedural` | made patterns: noise, stripes, speckles, plain colours | nothing |
 
 Each may be followed by a weight: `self=2,procedural=1`.
@@ -15,7 +16,7 @@ Source: RealNet, arXiv 2403.05897 (sdas); DRAEM, arXiv 2108.07610 (texture); Cut
 2104.04015 (cutpaste).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -29,7 +30,7 @@ from blemish.dataset import MASK_FOLDERS
 from blemish.errors import ConfigError, DatasetError, ImageError, not_among
 from blemish.images import Bools, Picture
 
-OFFLINE = "procedural,self,cutpaste"
+OFFLINE = "procedural,self,cutpaste,stain"
 """Sources that need nothing but the good pictures."""
 Draw = np.random.Generator
 
@@ -175,6 +176,11 @@ def _elsewhere(pictures: Picture, index: int, draw: Draw) -> Picture:
     return np.asarray(np.clip(moved * np.float32(gain) + np.float32(offset), 0, 255).astype(np.uint8))
 
 
+def _recoloured(pictures: Picture, index: int, draw: Draw) -> Picture:
+    """The same picture with other values: stains, shadows, faded places."""
+    return change(pictures[index], 2, draw, STILL)
+
+
 def _moved(picture: Picture, draw: Draw) -> Picture:
     """The picture mirrored, shifted (what leaves on one side comes in on the other) and turned."""
     height, width = picture.shape[:2]
@@ -226,10 +232,14 @@ def _speckles(size: tuple[int, int], draw: Draw) -> images.Floats:
 PATTERNS = (_plain, _clouds, _stripes, _speckles)
 
 
-def change(picture: Picture, count: int, draw: Draw) -> Picture:
-    """The picture (H, W, 3) uint8 changed in `count` different random ways."""
-    for way in draw.choice(len(WAYS), count, replace=False):
-        picture = WAYS[way](picture, draw)
+Way = Callable[[Picture, Draw], Picture]
+
+
+def change(picture: Picture, count: int, draw: Draw, ways: Sequence[Way] = ()) -> Picture:
+    """The picture (H, W, 3) uint8 changed in `count` different random ways, of all if none are named."""
+    ways = ways or WAYS
+    for way in draw.choice(len(ways), count, replace=False):
+        picture = ways[way](picture, draw)
     return picture
 
 
@@ -293,7 +303,9 @@ def _turn(picture: Picture, draw: Draw) -> Picture:
     return np.asarray(cv2.warpAffine(picture, turn, (width, height), borderMode=cv2.BORDER_REFLECT))
 
 
-WAYS = (_gamma, _brightness, _sharpen, _hue, _solarise, _posterise, _invert, _stretch, _equalise, _turn)
+STILL = (_gamma, _brightness, _sharpen, _hue, _solarise, _posterise, _invert, _stretch, _equalise)
+"""Ways that leave everything in its place."""
+WAYS = (*STILL, _turn)
 """The ten ways in which a texture may be changed."""
 
 FOLDERS: dict[str, tuple[Callable[[tuple[Path, ...]], Give], tuple[float, float]]] = {
@@ -305,6 +317,7 @@ FOLDERS: dict[str, tuple[Callable[[tuple[Path, ...]], Give], tuple[float, float]
 MADE: dict[str, tuple[Callable[[Picture, int, Draw], Picture], tuple[float, float]]] = {
     "self": (_another, (0.3, 1.0)),
     "cutpaste": (_elsewhere, (0.7, 1.0)),
+    "stain": (_recoloured, (0.2, 1.0)),
     "procedural": (_made, (0.2, 1.0)),
 }
 """Name → the source, and the opacity."""
