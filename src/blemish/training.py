@@ -275,9 +275,9 @@ class _Run:
         self.outcome = Outcome(
             outcome["step"],
             outcome["seconds"],
-            outcome["waited"],
             [(step, score) for step, score in outcome["scores"]],
             [(step, values) for step, values in outcome["losses"]],
+            outcome["waited"],
         )
         self.module.load_state_dict(_below("module", tensors))
         self.best = _below("best", tensors)

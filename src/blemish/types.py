@@ -204,12 +204,12 @@ class Outcome:
     """Batches learned from."""
     seconds: float = field(default=0.0, compare=False)
     """Time spent, over all attempts."""
-    waited: float = field(default=0.0, compare=False)
-    """Part of it spent on waiting for batches."""
     scores: list[tuple[int, float]] = field(default_factory=list)
     """(step, how good the weights then were on pictures that were held out), higher = better."""
     losses: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     """(step, parts of the loss), about a hundred of them."""
+    waited: float = field(default=0.0, compare=False)
+    """Part of the time spent on waiting for batches."""
 
     @property
     def best(self) -> tuple[int, float] | None:
