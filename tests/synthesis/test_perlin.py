@@ -153,7 +153,7 @@ def test_only_what_changed_counts_as_damaged():
 
 
 def test_opacity_is_drawn_between_its_bounds():
-    source = Source("sdas", lambda pictures, *_: np.full_like(pictures[0], 255), opacity=(0.5, 1.0))
+    source = Source("sdas", lambda pictures, *_: Foreign(np.full_like(pictures[0], 255)), opacity=(0.5, 1.0))
     recipe = Recipe(sources=(source,), clean_share=0.0)
     black = np.zeros((1, 64, 64, 3), np.uint8)
     items = [recipe.item(black, np.ones((1, 64, 64), bool), 0, (number,)) for number in range(200)]
