@@ -10,8 +10,9 @@ from safetensors.numpy import save_file
 
 import blemish
 from blemish import artifact, images
-from blemish.artifact import Header, Predictor, from_plain, read_header
+from blemish.artifact import Header, Predictor, read_header
 from blemish.errors import ArtifactError, ConfigError, ImageError, ShapeError
+from blemish.headers import from_plain
 from blemish.models.patchcore import PatchCoreConfig
 from blemish.types import Calibration, Fitted, Intensity, Policy, Prediction, Preprocessing
 

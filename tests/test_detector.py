@@ -3,10 +3,10 @@ import torch
 
 import blemish
 import textures
-from blemish import detector
 from blemish.dataset import digest
-from blemish.detector import DetectorConfig, generator
+from blemish.detector import DetectorConfig
 from blemish.errors import ConfigError, DatasetError
+from blemish.training import choose_device, generator
 
 
 @pytest.mark.parametrize("size", [(31, 256), (256, 8193), (0, 0)])
@@ -25,7 +25,7 @@ def test_generators_follow_seed_and_item():
 
 def test_a_device_that_is_not_there_is_named():
     with pytest.raises(ConfigError, match='--device is "tpu"'):
-        detector.choose_device("tpu")
+        choose_device("tpu")
 
 
 def test_one_good_picture_is_too_few(tmp_path):

@@ -9,6 +9,7 @@ import blemish
 from blemish import scoring
 from blemish.artifact import Header, Predictor
 from blemish.errors import DatasetError
+from blemish.headers import from_plain
 from blemish.scoring import Scored, find_regions
 from blemish.types import Calibration, Decider, Fitted, Policy, Prediction, Preprocessing
 from trees import BAD, GOOD, SIZE, grow, mvtec, picture
@@ -245,7 +246,7 @@ def test_unfinished_work_of_other_pictures_is_not_taken(tmp_path, monkeypatch):
 
 def test_rows_survive_their_own_lines():
     row = Scored("a.png", float("nan"), 0.5, "good", (scoring.Region((1, 2, 3, 4), 5, 6.5),), "cup", is_anomalous=False)
-    back = scoring.from_plain(Scored, scoring._from_finite(json.loads(row.line())))
+    back = from_plain(Scored, scoring._from_finite(json.loads(row.line())))
     assert back.regions == row.regions
     assert np.isnan(back.image_score)
     assert Decider(Calibration((1.0,), (1.0,)), Policy()).decide(back.image_score) == "defective"

@@ -132,6 +132,8 @@ def test_half_precision_learns_too():
         ({"minutes": -1.0}, "--minutes is -1"),
         ({"steps": 1, "betas": (0.9, 1.0)}, "--betas is"),
         ({"steps": 1, "weight_decay": -0.1}, "--weight-decay is -0.1"),
+        ({"steps": 1, "average": 1.0}, "--average is 1.0"),
+        ({"steps": 1, "accumulate": 0}, "--accumulate is 0"),
     ],
 )
 def test_plans_without_sense_are_refused(fields, message):
@@ -174,3 +176,88 @@ def test_the_schedule_and_the_optimiser_are_those_of_torch():
             chosen, best = {name: value.clone() for name, value in theirs.state_dict().items()}, score
     for name, value in chosen.items():
         torch.testing.assert_close(own.state_dict()[name], value, rtol=1e-4, atol=1e-6)
+
+
+def plain() -> nn.Module:
+    """A network whose batches can be added up: nothing in it depends on who is beside it."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Tanh(), nn.Conv2d(4, 1, 3, padding=1))
+
+
+def learn(module: nn.Module, plan: Plan, size: int, unfinished: Unfinished | None = None, stop: int | None = None):
+    """Trains on one endless row of pictures, `size` at a time."""
+    taken = []
+
+    def batches(number: int) -> Tensor:
+        return torch.cat([batch(item)[:1] for item in range(number * size, (number + 1) * size)])
+
+    def loss(images: Tensor) -> dict[str, Tensor]:
+        if len(taken) == stop:
+            raise KeyboardInterrupt
+        taken.append(images)
+        return {"square": (module(images) - images.mean(1, keepdim=True)).square().mean()}
+
+    return optimise(loss, module, batches, plan, None, unfinished)
+
+
+def test_batches_that_are_added_up_are_one_large_batch():
+    whole, parts = plain(), plain()
+    fields = {"steps": 5, "learning_rate": 1e-2, "clip": 0.1}
+    one = learn(whole, plan_of(**fields), 6)
+    three = learn(parts, plan_of(**fields, accumulate=3), 2)
+    assert three.step == one.step == 5
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(parts.state_dict()[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_the_average_is_warmed_up_and_left():
+    """Compared with the same sum written out over the weights of each step."""
+    weights = []
+    for steps in range(1, 9):
+        module = plain()
+        learn(module, plan_of(steps=steps, learning_rate=1e-2), 2)
+        weights.append(module.state_dict())
+    expected = plain().state_dict()
+    for number, state in enumerate(weights, start=1):
+        decay = min(0.6, (1 + number) / (10 + number))
+        expected = {name: decay * value + (1 - decay) * state[name] for name, value in expected.items()}
+    averaged = plain()
+    learn(averaged, plan_of(steps=8, learning_rate=1e-2, average=0.6), 2)
+    for name, value in expected.items():
+        torch.testing.assert_close(averaged.state_dict()[name], value)
+
+
+def test_average_and_added_batches_survive_a_kill(tmp_path: Path):
+    plan = plan_of(steps=6, learning_rate=1e-2, average=0.9, accumulate=2)
+    whole, resumed = plain(), plain()
+    learn(whole, plan, 2)
+    with pytest.raises(KeyboardInterrupt):
+        learn(resumed, plan, 2, Unfinished(tmp_path / "state", "one", save_every=0), stop=7)
+    resumed = plain()
+    learn(resumed, plan, 2, Unfinished(tmp_path / "state", "one", save_every=0))
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(resumed.state_dict()[name], value, rtol=0, atol=0)
+
+
+def test_what_is_judged_is_the_average_and_what_learns_is_not():
+    seen, module = [], plain()
+
+    def validate() -> float:
+        seen.append({name: value.clone() for name, value in module.state_dict().items()})
+        return float(len(seen))
+
+    def loss(images: Tensor) -> dict[str, Tensor]:
+        return {"square": (module(images) - images.mean(1, keepdim=True)).square().mean()}
+
+    plan = plan_of(steps=6, learning_rate=1e-2, average=0.9, evaluations=3)
+    optimise(loss, module, batch, plan, validate)
+    undisturbed = plain()
+    optimise(
+        lambda images: {"square": (undisturbed(images) - images.mean(1, keepdim=True)).square().mean()},
+        undisturbed,
+        batch,
+        plan,
+    )
+    for name, value in undisturbed.state_dict().items():
+        torch.testing.assert_close(seen[-1][name], value, rtol=0, atol=0)
+        torch.testing.assert_close(module.state_dict()[name], value, rtol=0, atol=0)

@@ -14,22 +14,18 @@ Every format carries the same header, so that a predictor decides alike whatever
 import dataclasses
 import json
 import os
-import platform
-import types as python_types
-import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
-from itertools import repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
 from blemish import images, registry
 from blemish.errors import ArtifactError, ConfigError, ShapeError
 from blemish.files import replacing
+from blemish.headers import from_plain, versions
 from blemish.images import Floats
 from blemish.types import Calibration, Decider, Fitted, Policy, Prediction, Preprocessing, pool
 
@@ -40,7 +36,6 @@ VERSION = 1
 """Raised when an older Blemish could not understand a new artifact any more."""
 BATCH = 4
 """Files that are predicted together: few, because large temporaries cost more than they save on a CPU."""
-Plain = TypeVar("Plain")
 Run = Callable[[Floats], Prediction[Floats]]
 
 
@@ -186,7 +181,7 @@ def save(detector: "Detector", path: str | os.PathLike[str]) -> None:
         model=type(detector).__module__.rpartition(".")[2],
         config=dataclasses.asdict(detector.config),
         fitted=detector.fitted,
-        versions=_versions(),
+        versions=versions(),
     )
     with replacing(path) as temporary:
         format_of(path).save(detector, header, temporary)
@@ -239,27 +234,6 @@ def not_an_artifact(path: Path) -> ArtifactError:
     )
 
 
-def from_plain(kind: type[Plain], value: Any) -> Plain:
-    """A dataclass (or what its fields hold) from the plain values that JSON gives.
-
-    Raises:
-        TypeError: a field is missing, or there is one too many.
-    """
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, python_types.UnionType):
-        inner = next(argument for argument in arguments if argument is not type(None))
-        return cast(Plain, None if value is None else from_plain(inner, value))
-    if origin in (tuple, list):
-        kinds = arguments if origin is tuple and Ellipsis not in arguments else repeat(arguments[0])
-        return cast(Plain, origin(from_plain(kind, item) for kind, item in zip(kinds, value, strict=False)))
-    if origin is dict:
-        return cast(Plain, {key: from_plain(arguments[1], item) for key, item in value.items()})
-    if dataclasses.is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
-        return kind(**{name: from_plain(hints.get(name, Any), item) for name, item in value.items()})
-    return cast(Plain, float(value) if kind is float else value)
-
-
 def _existing(path: Path) -> Format:
     if not path.is_file():
         raise ArtifactError(f"{path}: no such file; expected an artifact made by blemish fit.")
@@ -267,13 +241,3 @@ def _existing(path: Path) -> Format:
         return format_of(path)
     except ConfigError as error:
         raise ArtifactError(str(error)) from error
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in ("blemish", "torch", "timm", "numpy", "opencv-python-headless", "pillow"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found

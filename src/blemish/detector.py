@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,7 +23,7 @@ from blemish.errors import ConfigError, DatasetError, not_among
 from blemish.images import Floats
 from blemish.nn.backbone import DEFAULT
 from blemish.progress import bar
-from blemish.training import Plan, TrainingConfig, Unfinished
+from blemish.training import Plan, TrainingConfig, Unfinished, choose_device
 from blemish.types import (
     Calibration,
     Choice,
@@ -267,21 +266,6 @@ def configure(config: DetectorConfig, changes: Mapping[str, Any]) -> DetectorCon
         ) from error
 
 
-def choose_device(name: str) -> torch.device:
-    """The device of that name; "auto" is the GPU where there is one.
-
-    Raises:
-        ConfigError: there is no such device here.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f'--device is "{name}", which is not to be had here; expected auto, cpu or cuda.') from error
-    return torch.device(name)
-
-
 def infer(detector: Detector, image: Floats) -> Prediction[Floats]:
     """What a detector says of images (B, 3, H, W) float32 in [0, 1], as NumPy arrays."""
     with torch.inference_mode():
@@ -292,9 +276,3 @@ def infer(detector: Detector, image: Floats) -> Prediction[Floats]:
 def to_tensor(image: Floats, detector: Detector) -> Tensor:
     """Images (B, 3, H, W) on the detector's device, in the memory layout that convolutions like best."""
     return torch.from_numpy(image).to(detector.device, memory_format=torch.channels_last)
-
-
-def generator(seed: int, *key: int) -> torch.Generator:
-    """A generator for one item: the same whatever the batch size, the workers and the processes."""
-    entropy = np.random.SeedSequence([seed, *key]).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(entropy >> np.uint64(1)))

@@ -77,6 +77,50 @@ def growing(path: Path) -> Iterator[Callable[[str], None]]:
         raise OutputError(_sentence(path, error)) from error
 
 
+@contextmanager
+def appending(path: Path) -> Iterator[Callable[[str], None]]:
+    """A function that adds lines to the end of a text file; each is in the file at once.
+
+    Raises:
+        OutputError: the file can't be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as opened:
+
+            def add(line: str) -> None:
+                opened.write(f"{line}\n")
+                opened.flush()
+
+            yield add
+    except OSError as error:
+        raise OutputError(_sentence(path, error)) from error
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Nothing; while the block runs, nobody else gets the same for `folder`. A killed run holds it no longer.
+
+    Raises:
+        OutputError: another run has it, or the folder can't be written to.
+    """
+    import fcntl
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        opened = (folder / ".lock").open("w")
+    except OSError as error:
+        raise OutputError(_sentence(folder, error)) from error
+    with opened:
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise OutputError(
+                f"{folder} is being written to by another run; wait until it has ended, or choose another folder."
+            ) from error
+        yield
+
+
 def check_writable(path: Path) -> None:
     """Nothing, if a file could be written at `path`: asked before long work, so that none is lost.
 

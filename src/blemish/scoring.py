@@ -16,10 +16,11 @@ import cv2
 import numpy as np
 
 from blemish import __version__
-from blemish.artifact import BATCH, Header, Predictor, from_plain
+from blemish.artifact import BATCH, Header, Predictor
 from blemish.dataset import Dataset, digest, read_batches, read_mask
 from blemish.errors import BlemishError, DatasetError, ImageError, MetricError, OutputError
 from blemish.files import write_text
+from blemish.headers import from_plain
 from blemish.images import Floats
 from blemish.metric import Evaluation, Mode, Options, Results
 from blemish.progress import bar

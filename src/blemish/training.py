@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -46,7 +47,7 @@ class TrainingConfig:
     """How long to train, and how."""
 
     steps: int | None = None
-    """Batches to learn from, at most."""
+    """Changes of the weights, at most; each learns from a batch."""
     epochs: float | None = None
     """Times to see each picture, at most."""
     minutes: float | None = None
@@ -61,18 +62,25 @@ class TrainingConfig:
     """Share of the learning rate by which weights (not biases and norms) shrink at each step, as in AdamW."""
     clip: float | None = None
     """Largest norm that gradients may have; longer ones are shortened to it."""
+    accumulate: int = 1
+    """Batches whose gradients are averaged for each step: as one batch so many times as large, in less memory."""
+    average: float = 0.0
+    """Decay of a moving average of the weights, which is what is judged and kept; 0 for the weights themselves.
+    It is warmed up: after n steps it is at most (1 + n) / (10 + n)."""
     precision: Precision = "auto"
     """float32 or bfloat16; auto: bfloat16 where the processor is made for it."""
     evaluations: int = 10
     """How often the weights are judged on pictures that were held out, evenly over the budget."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "epochs", "minutes", "learning_rate", "clip", "evaluations"):
+        for name in ("steps", "epochs", "minutes", "learning_rate", "clip", "accumulate", "evaluations"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ConfigError(f"--{name.replace('_', '-')} is {value}; expected a number above 0.")
         if not 0 <= min(self.betas) <= max(self.betas) < 1:
             raise ConfigError(f"--betas is {self.betas}; expected two numbers from 0 to below 1.")
+        if not 0 <= self.average < 1:
+            raise ConfigError(f"--average is {self.average}; expected 0 (off) to below 1, for example 0.999.")
         if not 0 <= self.weight_decay < math.inf:
             raise ConfigError(f"--weight-decay is {self.weight_decay}; expected 0 or more.")
 
@@ -82,7 +90,7 @@ class TrainingConfig:
         Raises:
             ConfigError: no budget was given.
         """
-        by_epochs = None if self.epochs is None else max(1, math.ceil(self.epochs * batches))
+        by_epochs = None if self.epochs is None else max(1, math.ceil(self.epochs * batches / self.accumulate))
         return Plan(self, min((steps for steps in (self.steps, by_epochs) if steps is not None), default=None))
 
 
@@ -93,7 +101,7 @@ class Plan:
     config: TrainingConfig
     """How."""
     steps: int | None
-    """Batches to learn from, at most."""
+    """Changes of the weights, at most."""
 
     def __post_init__(self) -> None:
         if self.steps is None and self.config.minutes is None:
@@ -132,7 +140,7 @@ def optimise(
         loss: The parts of the loss of a batch, by name; their sum is made smaller.
         module: Its parameters that require gradients are trained; its whole state is saved. It is
             in training mode while it learns.
-        batches: Batch number `step`, always the same; asked ahead, from another thread.
+        batches: Batch of a number, always the same; asked ahead, from another thread.
         plan: How long, and how; see `TrainingConfig.counted`.
         validate: How good the module is now, higher = better; it is in evaluation mode then.
         unfinished: Where to go on from and to save to; None to save nothing.
@@ -144,7 +152,7 @@ def optimise(
     run = _Run(module, plan, unfinished)
     run.resume()
     total = plan.steps or round(60 * (plan.config.minutes or 0))
-    batches_ahead = _ahead(batches, run.outcome.step)
+    batches_ahead = _ahead(batches, run.outcome.step * plan.config.accumulate)
     try:
         with bar("Train", total) as drawn:
             drawn.advance(run.drawn(total))
@@ -182,6 +190,7 @@ class _Run:
         )
         self.outcome = Outcome()
         self.best: dict[str, Tensor] = {}
+        self.average = _copy(module) if self.config.average else {}
         self.device = self.parameters[0].device
         self.precision = choose_precision(self.config.precision, self.device)
         self.last_saved = time.monotonic()
@@ -194,34 +203,50 @@ class _Run:
         return round(self.progress * total)
 
     def take(self, loss: Callable[[Data], Mapping[str, Tensor]], batches: Iterator[Data], drawn: Bar) -> None:
-        """Learns from the next batch."""
+        """Changes the weights once, after the gradients of `config.accumulate` batches."""
         start = time.monotonic()
-        batch = next(batches)
-        self.outcome.waited += time.monotonic() - start
         for group in self.optimiser.param_groups:
             group["lr"] = self.config.learning_rate * SCHEDULES[self.config.schedule](self.progress)
         self.module.train()
         buffers = [buffer.clone() for buffer in self.module.buffers()]  # a bad forward pass spoils running means
-        with autocast(self.device, self.precision):
-            parts = loss(batch)
-        values = {name: float(part.detach()) for name, part in parts.items()}
-        if not math.isfinite(sum(values.values())):
-            self._stop("loss", values, buffers)
+        values: dict[str, float] = {}
         self.optimiser.zero_grad(set_to_none=True)
-        torch.stack([part.float() for part in parts.values()]).sum().backward()
+        for _ in range(self.config.accumulate):
+            asked = time.monotonic()
+            batch = next(batches)
+            self.outcome.waited += time.monotonic() - asked
+            with autocast(self.device, self.precision):
+                parts = loss(batch)
+            for name, part in parts.items():
+                values[name] = values.get(name, 0.0) + float(part.detach()) / self.config.accumulate
+            if not math.isfinite(sum(values.values())):
+                self._stop("loss", values, buffers)
+            (torch.stack([part.float() for part in parts.values()]).sum() / self.config.accumulate).backward()
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip or math.inf)
         if not norm.isfinite():
             self._stop("gradient", values, buffers)
         self.optimiser.step()
         self.outcome.step += 1
+        self._follow()
         self.outcome.seconds += time.monotonic() - start
         if self.outcome.step % max(1, (self.plan.steps or 1000) // 100) == 0:
             self.outcome.losses.append((self.outcome.step, values))
         drawn.describe("Train  " + "  ".join(f"{name} {value:.4f}" for name, value in values.items()))
 
+    def _follow(self) -> None:
+        """Moves the average towards the weights."""
+        decay = min(self.config.average, (1 + self.outcome.step) / (10 + self.outcome.step))
+        for name, value in self.module.state_dict().items() if self.average else ():
+            if value.is_floating_point():
+                self.average[name].lerp_(value, 1 - decay)
+            else:
+                self.average[name].copy_(value)
+
     def validate(self, score: Callable[[], float]) -> None:
         """Asks how good the weights are, and keeps them if they are the best so far."""
         start = time.monotonic()
+        live = _copy(self.module) if self.average else {}
+        self._load(self.average)
         self.module.eval()
         with torch.inference_mode():
             value = score()
@@ -229,13 +254,13 @@ class _Run:
         self.outcome.scores.append((self.outcome.step, value))
         if self.outcome.best == self.outcome.scores[-1]:
             self.best = _copy(self.module)
+        self._load(live)
         self.outcome.seconds += time.monotonic() - start
 
     def finish(self) -> None:
         """Leaves the best weights in the module; the unfinished state stays until its owner has saved them."""
         self._save()
-        if self.best:
-            self.module.load_state_dict(self.best)
+        self._load(self.best or self.average)
         self.module.eval()
 
     def resume(self) -> None:
@@ -256,6 +281,7 @@ class _Run:
         )
         self.module.load_state_dict(_below("module", tensors))
         self.best = _below("best", tensors)
+        self.average = {name: value.to(self.device) for name, value in _below("average", tensors).items()}
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in _below("optimiser", tensors).items():
             number, _, key = name.partition(".")
@@ -278,6 +304,7 @@ class _Run:
         groups = {
             "module": self.module.state_dict(),
             "best": self.best,
+            "average": self.average,
             "optimiser": {f"{number}.{key}": value for number, own in moments.items() for key, value in own.items()},
         }
         tensors = {
@@ -288,6 +315,11 @@ class _Run:
         metadata = {"fingerprint": self.unfinished.fingerprint, "outcome": json.dumps(asdict(self.outcome))}
         with replacing(self.unfinished.path) as temporary:
             save_file(tensors, temporary, metadata)
+
+    def _load(self, state: Mapping[str, Tensor]) -> None:
+        """Gives the module these weights, if there are any."""
+        if state:
+            self.module.load_state_dict(state)
 
     def _stop(self, what: str, values: Mapping[str, float], buffers: list[Tensor]) -> NoReturn:
         """Puts back what the bad step has changed, saves, and says so."""
@@ -300,6 +332,27 @@ class _Run:
             f"the {what} of step {self.outcome.step + 1} is not a finite number ({parts}).{kept} "
             f"Try a --learning-rate below {self.config.learning_rate:g}, --clip 1, or --precision float32."
         )
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name; "auto" is the GPU where there is one.
+
+    Raises:
+        ConfigError: there is no such device here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f'--device is "{name}", which is not to be had here; expected auto, cpu or cuda.') from error
+    return torch.device(name)
+
+
+def generator(seed: int, *key: int) -> torch.Generator:
+    """A generator for one item: the same whatever the batch size, the workers and the processes."""
+    entropy = np.random.SeedSequence([seed, *key]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(entropy >> np.uint64(1)))
 
 
 def choose_precision(name: Precision, device: torch.device) -> torch.dtype:

@@ -9,8 +9,8 @@ import pytest
 
 import textures
 from blemish import detector
-from blemish.artifact import from_plain
 from blemish.benchmark import Cell, Grid, cell, cells_of
+from blemish.headers import from_plain
 
 
 @pytest.fixture(scope="module")

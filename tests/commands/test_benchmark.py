@@ -27,7 +27,7 @@ def in_process(monkeypatch):
     def benchmark_run(cells, out):
         import json
 
-        from blemish.artifact import from_plain
+        from blemish.headers import from_plain
 
         for own in cells:
             folder = next(out.rglob(own.folder))

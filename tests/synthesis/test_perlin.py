@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from blemish.synthesis.perlin import PIECES, Recipe, blend, few_pieces, perlin_mask, perlin_noise, rotate
-from blemish.synthesis.sources import MADE, PATTERNS, WAYS, Source, parse
+from blemish.synthesis.sources import MADE, PATTERNS, WAYS, Foreign, Source, parse
 
 
 def wave(*shape: int, offset: float) -> np.ndarray:
@@ -153,7 +153,7 @@ def test_only_what_changed_counts_as_damaged():
 
 
 def test_opacity_is_drawn_between_its_bounds():
-    source = Source("sdas", lambda pictures, *_: np.full_like(pictures[0], 255), opacity=(0.5, 1.0))
+    source = Source("sdas", lambda pictures, *_: Foreign(np.full_like(pictures[0], 255)), opacity=(0.5, 1.0))
     recipe = Recipe(sources=(source,), clean_share=0.0)
     black = np.zeros((1, 64, 64, 3), np.uint8)
     items = [recipe.item(black, np.ones((1, 64, 64), bool), 0, (number,)) for number in range(200)]
@@ -169,3 +169,14 @@ def test_weights_are_shares():
     names = [recipe.item(PICTURES, EVERYWHERE, 0, (number,)).source for number in range(300)]
     assert names.count("self") == pytest.approx(225, abs=30)
     assert isinstance(recipe.sources[0], Source)
+
+
+def test_damage_stays_where_its_source_is_abnormal():
+    half = np.zeros((64, 64), bool)
+    half[:, :32] = True
+    source = Source("half", lambda pictures, index, draw: Foreign(np.full_like(pictures[index], 255), half))
+    pictures, foregrounds = np.zeros((1, 64, 64, 3), np.uint8), np.ones((1, 64, 64), bool)
+    recipe = Recipe(sources=(source,), clean_share=0.0)
+    masks = [recipe.item(pictures, foregrounds, 0, (epoch,)).mask for epoch in range(20)]
+    assert any(mask.any() for mask in masks)
+    assert not any(mask[:, 32:].any() for mask in masks)

@@ -14,13 +14,13 @@ def test_folders_are_read_and_a_category_has_its_own(tmp_path):
         Image.fromarray(np.full((50, 60, 3), value, np.uint8)).save(tmp_path / name)
     (own,) = parse(f"sdas:{tmp_path}", "bottle")
     assert own.opacity == (0.5, 1.0)
-    np.testing.assert_array_equal(own.picture(PICTURES, 0, np.random.default_rng(0)), 200)
+    np.testing.assert_array_equal(own.give(PICTURES, 0, np.random.default_rng(0)).picture, 200)
     (every,) = parse(f"sdas:{tmp_path}=0.5", "cable")
-    values = {int(every.picture(PICTURES, 0, np.random.default_rng(number))[0, 0, 0]) for number in range(20)}
+    values = {int(every.give(PICTURES, 0, np.random.default_rng(number)).picture[0, 0, 0]) for number in range(20)}
     assert values == {10, 200}
     assert every.weight == 0.5
     (textures,) = parse(f"texture:{tmp_path}")
-    made = [textures.picture(PICTURES, 0, np.random.default_rng(number)) for number in range(10)]
+    made = [textures.give(PICTURES, 0, np.random.default_rng(number)).picture for number in range(10)]
     assert {picture.shape for picture in made} == {(32, 40, 3)}
     assert len({picture.tobytes() for picture in made}) > 5
 

@@ -19,6 +19,7 @@ from blemish.benchmark.grid import Cell
 from blemish.dataset import Dataset, open_dataset
 from blemish.errors import BlemishError
 from blemish.files import write_text
+from blemish.headers import from_plain
 from blemish.metric import Options
 from blemish.types import Failure
 
@@ -69,7 +70,7 @@ def fit(folder: Path, cell: Cell) -> None:
     from blemish import detector
 
     kind = detector.find(cell.model)
-    config = artifact.from_plain(type(detector.preset_of(kind, cell.model, "small")), dict(cell.config))
+    config = from_plain(type(detector.preset_of(kind, cell.model, "small")), dict(cell.config))
     learner = detector.create(cell.model, config=config, backbone_weights=cell.backbone_weights, device=cell.device)
     learner.unfinished = folder / f"{DETECTOR}.unfinished"
     before = _seconds_before(folder, learner.unfinished)
@@ -162,7 +163,7 @@ def main() -> None:
     what, folder = sys.argv[1], Path(sys.argv[2])
     _leave_with_parent()
     try:
-        cell = artifact.from_plain(Cell, json.loads((folder / CELL).read_text("utf-8")))
+        cell = from_plain(Cell, json.loads((folder / CELL).read_text("utf-8")))
         {"fit": fit, "score": score}[what](folder, cell)
     except BlemishError as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")

@@ -14,9 +14,9 @@ from tyro.conf import Positional, arg
 from tyro.constructors import PrimitiveConstructorSpec
 
 from blemish import __version__
-from blemish.artifact import from_plain
 from blemish.dataset import Dataset, open_dataset
 from blemish.errors import ConfigError, not_among
+from blemish.headers import from_plain
 from blemish.metric import Mode, Protocol, all_metrics
 from blemish.types import Sample
 

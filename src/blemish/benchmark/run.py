@@ -10,11 +10,11 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from blemish.artifact import from_plain
 from blemish.benchmark.cell import CELL, DETECTOR, FIT, Fit, Scores
 from blemish.benchmark.grid import Cell
 from blemish.errors import BlemishError
 from blemish.files import check_writable, write_text
+from blemish.headers import from_plain
 
 _WORKER = "from blemish.benchmark.cell import main; main()"
 

@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
-from blemish.artifact import Header, Predictor, from_plain, not_an_artifact
+from blemish import headers
+from blemish.artifact import Header, Predictor, not_an_artifact
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,26 +31,23 @@ def load(path: Path, device: str) -> Predictor:
     from safetensors.torch import load_file
 
     from blemish import detector as detectors
+    from blemish.training import choose_device
 
     kind = detectors.find(header.model)
     try:
-        config = from_plain(type(next(iter(kind.presets.values()))), header.config)
+        config = headers.from_plain(type(next(iter(kind.presets.values()))), header.config)
         detector: Detector = kind(config, "random")
         detector.restore(load_file(path))
     except (RuntimeError, SafetensorError, TypeError, ValueError) as error:
         raise not_an_artifact(path) from error
     detector.fitted = header.fitted
-    detector.to(detectors.choose_device(device)).train(mode=False)
+    detector.to(choose_device(device)).train(mode=False)
     return Predictor(header, lambda batch: detectors.infer(detector, batch))
 
 
 def read_header(path: Path) -> Header:
     """The header alone."""
-    try:
-        with safe_open(path, "numpy") as file:
-            text = (file.metadata() or {}).get(_KEY)
-    except (OSError, SafetensorError) as error:
-        raise not_an_artifact(path) from error
+    text = headers.read(path, _KEY)
     if text is None:
         raise not_an_artifact(path)
     return Header.from_json(text, path)

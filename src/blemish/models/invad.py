@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the usual name
 
 from blemish.dataset import Dataset
-from blemish.detector import Detector, DetectorConfig, TrainedConfig, generator, to_tensor
+from blemish.detector import Detector, DetectorConfig, TrainedConfig, to_tensor
 from blemish.errors import ConfigError, DatasetError
 from blemish.feature_cache import FeatureCache, Features, origin, parse_size, place
 from blemish.images import Floats
@@ -33,7 +33,7 @@ from blemish.nn.backbone import Backbone
 from blemish.nn.blur import gaussian_blur
 from blemish.nn.invad import Decoder, Fuser
 from blemish.progress import note
-from blemish.training import Plan, Precision, autocast, choose_precision, optimise
+from blemish.training import Plan, Precision, autocast, choose_precision, generator, optimise
 from blemish.types import Prediction, Preprocessing
 
 SHUFFLE = 3  # what the order of the pictures is drawn for

@@ -14,11 +14,12 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the usual name
 
 from blemish.dataset import Dataset, read_batches
-from blemish.detector import Detector, DetectorConfig, generator, to_tensor
+from blemish.detector import Detector, DetectorConfig, to_tensor
 from blemish.errors import ConfigError
 from blemish.nn.backbone import Backbone
 from blemish.nn.blur import gaussian_blur
 from blemish.progress import Bar, bar
+from blemish.training import generator
 from blemish.types import Prediction, Preprocessing
 
 POOL = 1024

@@ -88,7 +88,7 @@ class RealNetConfig(TrainedConfig):
     afs_batches: int = 16
     """Batches of damaged pictures that AFS looks at."""
     sources: str = OFFLINE
-    """Where foreign content comes from, with weights: texture:DIR, sdas:DIR, self, cutpaste, procedural=2."""
+    """Where foreign content comes from, with weights: texture:DIR, sdas[_masked]:DIR, self, cutpaste, procedural=2."""
     clean_share: float = 0.5
     """Share of training pictures that are not damaged."""
     foreground: Rule = "auto"

@@ -7,7 +7,7 @@ Source: RealNet, arXiv 2403.05897, section 3.3; Dhariwal and Nichol, arXiv 2105.
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,53 @@ GROUPS = 32
 """Of each group normalisation; widths must be multiples of it."""
 HEAD_WIDTH = 64
 """Channels of an attention head; widths with attention must be multiples of it."""
+Resample = Literal["down", "up", ""]
+
+
+class Stage(NamedTuple):
+    """One step of a U-Net: residual block, perhaps attention, perhaps another size."""
+
+    channels: int
+    """That come in."""
+    width: int
+    """Channels that go out."""
+    attends: bool = False
+    """Whether attention follows the residual block."""
+    resample: Resample = ""
+    """down: the residual block itself halves the size; up: another one follows that doubles it."""
+
+
+def down_stages(width: int, multipliers: Sequence[int], attention: Sequence[int]) -> list[Stage]:
+    """The way down after the first convolution: two stages at each level, and one that halves the size.
+
+    Args:
+        width: Channels at full size.
+        multipliers: Width at each level, in multiples of `width`.
+        attention: The levels with attention, by the factor that they are smaller than the input.
+    """
+    stages, now = [], width
+    for level, wide in enumerate(width * multiplier for multiplier in multipliers):
+        stages += [Stage(now, wide, 2**level in attention), Stage(wide, wide, 2**level in attention)]
+        if level < len(multipliers) - 1:
+            stages.append(Stage(wide, wide, resample="down"))
+        now = wide
+    return stages
+
+
+def up_stages(width: int, multipliers: Sequence[int], attention: Sequence[int]) -> list[Stage]:
+    """The way up: three stages at each level, each of which also takes what a step of the way down gave.
+
+    The first convolution is such a step, too.
+    """
+    skips = [width, *(stage.width for stage in down_stages(width, multipliers, attention))]
+    stages, now = [], skips[-1]
+    for level in reversed(range(len(multipliers))):
+        wide = width * multipliers[level]
+        for last in (False, False, True):
+            resample: Resample = "up" if last and level > 0 else ""
+            stages.append(Stage(now + skips.pop(), wide, 2**level in attention, resample))
+            now = wide
+    return stages
 
 
 class GroupNorm(nn.GroupNorm):
@@ -77,7 +124,7 @@ class Attention(nn.Module):
 class Residual(nn.Module):
     """One convolution after normalisation and SiLU, beside a skip; perhaps at half or twice the size."""
 
-    def __init__(self, channels: int, width: int, resample: Literal["down", "up", ""] = "") -> None:
+    def __init__(self, channels: int, width: int, resample: Resample = "") -> None:
         super().__init__()
         self.in_layers = nn.Sequential(GroupNorm(GROUPS, channels), nn.SiLU(), nn.Conv2d(channels, width, 3, padding=1))
         self.h_upd = _resampler(channels, resample)
@@ -111,26 +158,12 @@ class UNet(nn.Module):
                 their widths must be multiples of 64.
         """
         super().__init__()
-        widths = [width * multiplier for multiplier in multipliers]
-        last = len(widths) - 1
-        self.input_blocks = nn.ModuleList([nn.Conv2d(channels, width, 3, padding=1)])
-        skips, now = [width], width
-        for level, wide in enumerate(widths):
-            for _ in range(2):
-                self.input_blocks.append(_stage(now, wide, 2**level in attention))
-                skips.append(now := wide)
-            if level < last:
-                self.input_blocks.append(Residual(wide, wide, "down"))
-                skips.append(wide)
+        down = down_stages(width, multipliers, attention)
+        self.input_blocks = nn.ModuleList([nn.Conv2d(channels, width, 3, padding=1), *map(_stage, down)])
+        now = down[-1].width
         self.middle_block = nn.Sequential(Residual(now, now), Attention(now), Residual(now, now))
-        self.output_blocks = nn.ModuleList()
-        for level, wide in reversed(list(enumerate(widths))):
-            for block in range(3):
-                stage = _stage(now + skips.pop(), wide, 2**level in attention)
-                if block == 2 and level > 0:
-                    stage.append(Residual(wide, wide, "up"))
-                self.output_blocks.append(stage)
-                now = wide
+        self.output_blocks = nn.ModuleList(map(_stage, up_stages(width, multipliers, attention)))
+        now = width * multipliers[0]
         self.out = nn.Sequential(GroupNorm(GROUPS, now), nn.SiLU(), zeroed(nn.Conv2d(now, channels, 3, padding=1)))
 
     def forward(self, feature: Tensor) -> Tensor:
@@ -152,8 +185,12 @@ def zeroed(layer: nn.Conv1d | nn.Conv2d) -> nn.Conv1d | nn.Conv2d:
     return layer
 
 
-def _stage(channels: int, width: int, attends: bool) -> nn.Sequential:
-    return nn.Sequential(Residual(channels, width), *([Attention(width)] if attends else []))
+def _stage(stage: Stage) -> nn.Module:
+    if stage.resample == "down":
+        return Residual(stage.channels, stage.width, "down")
+    attends = [Attention(stage.width)] if stage.attends else []
+    doubled = [Residual(stage.width, stage.width, "up")] if stage.resample else []
+    return nn.Sequential(Residual(stage.channels, stage.width), *attends, *doubled)
 
 
 def _resampler(channels: int, resample: str) -> nn.Module:

@@ -93,7 +93,8 @@ class Recipe:
         source = self.sources[draw.choice(len(weights), p=weights / weights.sum())]
         few = self.few > 0 and draw.random() < self.few
         mask = (few_pieces if few else perlin_mask)(clean.shape[:2], draw) & foregrounds[index]
-        foreign = source.picture(pictures, index, draw)
+        foreign, changed = source.give(pictures, index, draw)
+        mask = mask if changed is None else mask & changed
         if (clean == clean[:, :, :1]).all():  # colour on a grey picture would give every defect away
             foreign = np.repeat(cv2.cvtColor(foreign, cv2.COLOR_RGB2GRAY)[:, :, None], 3, axis=2)
         damaged = blend(clean, foreign, mask, draw.uniform(*source.opacity))

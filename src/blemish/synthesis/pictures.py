@@ -58,7 +58,7 @@ class Pictures:
 
     groups: Sequence[Group]
     recipes: Sequence[Recipe]
-    """One for each group."""
+    """One for each group; none are needed where nothing is damaged."""
     seed: int = 0
     balance: bool = False
     """Whether each category comes equally often, however many pictures it has."""
@@ -88,11 +88,15 @@ class Pictures:
 
     def item(self, position: int, purpose: int, clean_share: float | None = None) -> tuple[Item, Group, int]:
         """What stands at one position of the endless sequence, with the group and number of the good picture."""
-        epoch, place = divmod(position, len(self))
-        which, index = self._order(purpose, epoch)[place]
+        epoch, which, index = self.place(position, purpose)
         group = self.groups[which]
         key = (purpose, epoch, which)
         return self.recipes[which].item(group.pictures, group.foregrounds, index, key, clean_share), group, index
+
+    def place(self, position: int, purpose: int) -> tuple[int, int, int]:
+        """Epoch, group and number of the picture at one position of the endless sequence."""
+        epoch, place = divmod(position, len(self))
+        return epoch, *self._order(purpose, epoch)[place]
 
     def clean(self, size: int) -> Iterator[Tensor]:
         """All pictures as they are, in the order of their numbers, (B, H, W, 3) uint8 with at most `size` at a time."""

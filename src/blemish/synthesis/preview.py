@@ -1,7 +1,9 @@
-"""A contact sheet of made defects: what a detector is going to be taught, for a person to look at."""
+"""Pictures for a person to look at: sheets of made defects, ladders of strengths, grids of a model that learns."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -16,6 +18,9 @@ from blemish.synthesis.perlin import Item, Recipe
 from blemish.synthesis.pictures import TRAIN, Group, Pictures, read_groups
 from blemish.synthesis.sources import parse
 from blemish.types import Failure, Preprocessing
+
+if TYPE_CHECKING:
+    from blemish.synthesis.sdas import DiffusionModel
 
 GAP = 4
 """White pixels between pictures."""
@@ -41,6 +46,44 @@ def write(
     return failures
 
 
+def write_ladder(path: Path, model_file: Path, category: str, count: int, device: str) -> None:
+    """Writes what a diffusion model draws: a column for each number, a row for each strength of the ladder.
+
+    Raises:
+        ConfigError: the model does not know the category.
+        OutputError: the file can't be written.
+    """
+    from blemish.synthesis import sampling, sdas
+
+    check_writable(path)
+    model = sdas.load(model_file, device)
+    labels = [sampling.class_of(model, category)] if category else range(len(model.known.categories))
+    write_bytes(path, images.encode(sampling.ladder(model, labels, _positive(count))))
+
+
+@dataclass(frozen=True)
+class Grids:
+    """Writes grids of what a model draws while it learns."""
+
+    folder: Path
+    """Gets grid-000.png and so on; also a resumed training goes on counting."""
+    count: int = 4
+    """Columns; rows are the strengths of the paper's own checks, for at most four categories."""
+
+    def __call__(self, model: "DiffusionModel") -> None:
+        """Writes the next grid.
+
+        Raises:
+            OutputError: it can't be written.
+        """
+        from blemish.synthesis.sampling import Drawing, ladder
+
+        labels = range(min(4, len(model.known.categories)))
+        grid = ladder(model, labels, self.count, (0.0, 0.1, 0.2), Drawing(precision=model.known.config.precision))
+        number = len(list(self.folder.glob("grid-*.png")))
+        write_bytes(self.folder / f"grid-{number:03}.png", images.encode(grid))
+
+
 def sheet(groups: Sequence[Group], sources: str, seed: int = 0, count: int = 24) -> Picture:
     """One picture (H, W, 3) uint8 of `count` damaged ones, each above its twin with the damage outlined.
 
@@ -52,17 +95,21 @@ def sheet(groups: Sequence[Group], sources: str, seed: int = 0, count: int = 24)
         seed: Everything drawn follows from it.
         count: How many.
     """
-    if count < 1:
-        raise ConfigError(f"--count is {count}; expected 1 or more.")
     recipes = [
         Recipe(sources=parse(sources, group.category), seed=seed, clean_share=0.0, least_change=8) for group in groups
     ]
     pictures = Pictures(groups, recipes, seed)
-    drawn = [_pair(*pictures.item(position, TRAIN)) for position in range(count)]
+    drawn = [_pair(*pictures.item(position, TRAIN)) for position in range(_positive(count))]
     columns = min(count, 8)
     drawn += [np.full_like(drawn[0], 255)] * (-count % columns)
     rows = [np.concatenate(drawn[first : first + columns], axis=1) for first in range(0, len(drawn), columns)]
     return np.concatenate(rows)
+
+
+def _positive(count: int) -> int:
+    if count < 1:
+        raise ConfigError(f"--count is {count}; expected 1 or more.")
+    return count
 
 
 def _pair(item: Item, group: Group, index: int) -> Picture:

@@ -4,6 +4,7 @@
 |---|---|---|
 | `texture:DIR` | pictures of any textures, changed in three random ways | a folder, such as DTD |
 | `sdas:DIR` | pictures that a diffusion model made almost like the good ones, as they are | a folder |
+| `sdas_masked:DIR` | the same, pasted only where their strength changed them | a folder with masks |
 | `self` | another good picture, turned, shifted and changed in three random ways | nothing |
 | `cutpaste` | another place of the same picture, a little changed | nothing |
 | `stain` | the same place, changed in two random ways | nothing |
@@ -19,18 +20,32 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
 from blemish import images
+from blemish.dataset import MASK_FOLDERS
 from blemish.errors import ConfigError, DatasetError, ImageError, not_among
-from blemish.images import Picture
+from blemish.images import Bools, Picture
 
 OFFLINE = "procedural,self,cutpaste,stain"
 """Sources that need nothing but the good pictures."""
 Draw = np.random.Generator
-Give = Callable[[Picture, int, Draw], Picture]
+
+
+class Foreign(NamedTuple):
+    """What is blended in."""
+
+    picture: Picture
+    """(H, W, 3) uint8."""
+    changed: Bools | None = None
+    """Where it is abnormal at all (H, W); None where nobody has said."""
+
+
+Give = Callable[[Picture, int, Draw], Foreign]
+"""Gives the foreign content for picture `index` of pictures (N, H, W, 3) uint8."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +53,7 @@ class Source:
     """One source, ready to draw from."""
 
     name: str
-    picture: Give
-    """A foreign picture (H, W, 3) uint8 for picture `index` of `pictures` (N, H, W, 3)."""
+    give: Give
     opacity: tuple[float, float] = (0.2, 1.0)
     """Between what values the opacity is drawn."""
     weight: float = 1.0
@@ -79,8 +93,8 @@ def _source(word: str, category: str) -> Source:
         return Source(name, make(_files(Path(place), category)), opacity, weight)
     if name not in MADE or place:
         raise ConfigError(not_among("source", body, (*MADE, *(f"{folder}:DIR" for folder in FOLDERS))))
-    give, opacity = MADE[name]
-    return Source(name, give, opacity, weight)
+    always, opacity = MADE[name]
+    return Source(name, _everywhere(always), opacity, weight)
 
 
 def _files(folder: Path, category: str) -> tuple[Path, ...]:
@@ -88,10 +102,21 @@ def _files(folder: Path, category: str) -> tuple[Path, ...]:
     place = own if category and own.is_dir() else folder
     if not place.is_dir():
         raise DatasetError(f"source folder {place} does not exist; expected a folder of pictures.")
-    files = tuple(sorted(path for path in place.rglob("*") if images.is_picture(path)))
+    files = tuple(
+        sorted(path for path in place.rglob("*") if images.is_picture(path) and not _is_mask(path.relative_to(place)))
+    )
     if not files:
         raise DatasetError(f"source folder {place} has no pictures; expected some, directly in it or below.")
     return files
+
+
+def _is_mask(path: Path) -> bool:
+    """Whether it lies among the masks of a set, or what goes with them."""
+    return not {*MASK_FOLDERS, "confidence"}.isdisjoint(path.parts[:-1])
+
+
+def _everywhere(make: Callable[[Picture, int, Draw], Picture]) -> Give:
+    return lambda pictures, index, draw: Foreign(make(pictures, index, draw))
 
 
 @lru_cache(maxsize=2048)
@@ -102,16 +127,38 @@ def _read(path: Path, size: tuple[int, int]) -> Picture:
     return images.resize(picture, size)
 
 
+@lru_cache(maxsize=2048)
+def _read_mask(path: Path, size: tuple[int, int]) -> Bools:
+    return images.read_mask((path,), images.read_size(path), size)
+
+
 def _textures(files: tuple[Path, ...]) -> Give:
-    def give(pictures: Picture, _: int, draw: Draw) -> Picture:
-        return change(_read(files[draw.integers(len(files))], pictures.shape[1:3]), 3, draw)
+    def give(pictures: Picture, _: int, draw: Draw) -> Foreign:
+        return Foreign(change(_read(files[draw.integers(len(files))], pictures.shape[1:3]), 3, draw))
 
     return give
 
 
 def _as_they_are(files: tuple[Path, ...]) -> Give:
-    def give(pictures: Picture, _: int, draw: Draw) -> Picture:
-        return _read(files[draw.integers(len(files))], pictures.shape[1:3])
+    def give(pictures: Picture, _: int, draw: Draw) -> Foreign:
+        return Foreign(_read(files[draw.integers(len(files))], pictures.shape[1:3]))
+
+    return give
+
+
+def _where_changed(files: tuple[Path, ...]) -> Give:
+    """With the masks that lie as `sample_set` writes them: DIR/CATEGORY/X.png and DIR/masks/CATEGORY/X.png."""
+    masks = {path: path.parents[1] / "masks" / path.parent.name / f"{path.stem}.png" for path in files}
+    missing = [path for path, mask in masks.items() if not mask.is_file()]
+    if missing:
+        raise DatasetError(
+            f"{missing[0]} has no mask (there is no {masks[missing[0]]}; {len(missing)} of {len(files)} pictures lack "
+            "theirs); expected a folder written by blemish synthesize sample, or the source sdas:DIR, which needs none."
+        )
+
+    def give(pictures: Picture, _: int, draw: Draw) -> Foreign:
+        path, size = files[draw.integers(len(files))], pictures.shape[1:3]
+        return Foreign(_read(path, size), _read_mask(masks[path], size))
 
     return give
 
@@ -264,9 +311,10 @@ WAYS = (*STILL, _turn)
 FOLDERS: dict[str, tuple[Callable[[tuple[Path, ...]], Give], tuple[float, float]]] = {
     "texture": (_textures, (0.2, 1.0)),
     "sdas": (_as_they_are, (0.5, 1.0)),
+    "sdas_masked": (_where_changed, (0.5, 1.0)),
 }
 """Name → what makes the source of its files, and the opacity."""
-MADE: dict[str, tuple[Give, tuple[float, float]]] = {
+MADE: dict[str, tuple[Callable[[Picture, int, Draw], Picture], tuple[float, float]]] = {
     "self": (_another, (0.3, 1.0)),
     "cutpaste": (_elsewhere, (0.7, 1.0)),
     "stain": (_recoloured, (0.2, 1.0)),
