@@ -97,6 +97,8 @@ class RealNetConfig(TrainedConfig):
     """Draw masks anew when they are empty."""
     few: float = 0.5
     """Share of masks with a few pieces down to single pixels, beside the paper's Perlin masks."""
+    soft: float = 0.67
+    """Share of made defects whose edges are soft."""
     mirror: bool = True
     """Learn from the pictures' mirror images too; turn off where a mirrored part would be a defect."""
     least_change: int = 8
@@ -109,6 +111,9 @@ class RealNetConfig(TrainedConfig):
     """Keep the segmentation loss from changing the reconstruction."""
     map_values: Literal["probability", "surprise"] = "probability"
     """Of damage, p; or -log(1 - p), which ranks alike but tells apart what is nearly certain."""
+    residual_weight: float = 0.0
+    """How much the residuals themselves count in the map, beside what the discriminators say: a defect that
+    resembles no made one may be restored badly all the same."""
     score_window: int = 16
     """Side of the square whose highest mean is the image score, in pixels of a picture of 256."""
 
@@ -126,6 +131,11 @@ class RealNetConfig(TrainedConfig):
             )
         if self.residuals != "all" and not self.maxima + self.means:
             raise ConfigError("--maxima and --means are both 0; expected at least one residual channel to look at.")
+        if self.residuals == "all" and self.residual_weight:
+            raise ConfigError(
+                f"--residual-weight is {self.residual_weight}, which needs what RRS knows of the residuals; expected 0 "
+                "with --residuals all."
+            )
         if self.reconstruction == "unet":
             bad = [factor for factor in self.attention if factor not in (2**n for n in range(len(self.multipliers)))]
             if bad or not self.multipliers:
@@ -156,8 +166,8 @@ class Network(nn.Module):
         ways = ("picked", "all") if config.residuals == "both" else (config.residuals,)
         self.discriminators = nn.ModuleDict({way: Discriminator(seen[way], config.discriminator) for way in ways})
 
-    def forward(self, features: Sequence[Tensor], size: Sequence[int]) -> tuple[list[Tensor], list[Tensor]]:
-        """Logits (B, 2, *size) of each discriminator, and the reconstruction of each block's features."""
+    def forward(self, features: Sequence[Tensor], size: Sequence[int]) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """Logits (B, 2, *size) of each discriminator, the reconstruction of each block's features, all residuals."""
         restored = [restore(feature) for restore, feature in zip(self.reconstruction, features, strict=True)]
         residuals = [
             (feature - (made.detach() if self.detach else made)).square()
@@ -175,7 +185,7 @@ class Network(nn.Module):
             discriminator(self.selection(every) if way == "picked" else every, size)
             for way, discriminator in self.discriminators.items()
         ]
-        return logits, restored
+        return logits, restored, every
 
 
 class RealNet(Detector):
@@ -199,6 +209,7 @@ class RealNet(Detector):
             afs_batches=64,
             redraw_empty=False,
             few=0.0,
+            soft=0.0,
             mirror=False,
             least_change=0,
             batch_size=16,
@@ -273,10 +284,15 @@ class RealNet(Detector):
         """
         height, width = image.shape[-2:]
         padded = F.pad(image, self.config.padding((height, width)), mode="replicate")
-        logits, _ = self.network(self.features(self.backbone(padded)), padded.shape[-2:])
+        logits, _, residuals = self.network(self.features(self.backbone(padded)), padded.shape[-2:])
         mean = torch.stack(logits).mean(0)
-        odds = (mean[:, 1] - mean[:, 0])[:, :height, :width]
+        odds = mean[:, 1] - mean[:, 0]
         anomaly_map = odds.sigmoid() if self.config.map_values == "probability" else F.softplus(odds)
+        if self.config.residual_weight:
+            surprise = self.network.selection.surprise(residuals)
+            whole = F.interpolate(surprise, size=padded.shape[-2:], mode="bilinear", align_corners=True)
+            anomaly_map = anomaly_map + self.config.residual_weight * whole.squeeze(1)
+        anomaly_map = anomaly_map[:, :height, :width]
         window = max(1, round(self.config.score_window * min(height, width) / 256))
         return Prediction(anomaly_map, image_score(anomaly_map, window))
 
@@ -289,6 +305,7 @@ class RealNet(Detector):
                 clean_share=config.clean_share,
                 redraw_empty=config.redraw_empty,
                 few=config.few,
+                soft=config.soft,
                 least_change=config.least_change,
             )
             for group in groups
@@ -376,7 +393,7 @@ class RealNet(Detector):
             seen = self.features(self._see(batch.damaged[rows]))
             damaged = [one.index_copy(0, rows.to(self.device), other) for one, other in zip(good, seen, strict=True)]
         mask = self._padded(batch.mask)
-        logits, restored = self.network(damaged, mask.shape[-2:])
+        logits, restored, _ = self.network(damaged, mask.shape[-2:])
         distances = [F.mse_loss(made.float(), feature) for made, feature in zip(restored, good, strict=True)]
         shown = [segmentation_loss(each.float(), mask.squeeze(1), self.config.focal) for each in logits]
         return {"segmentation": torch.stack(shown).sum(), "features": torch.stack(distances).sum()}

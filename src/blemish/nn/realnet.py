@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the usual name
 
+MOST = 5.0
+"""Standard deviations that a residual can stand out by, at most."""
+
 
 class FeatureSelection(nn.Module):
     """AFS: the channels of each stage that show anomalies best, joined into blocks.
@@ -175,6 +178,15 @@ class ResidualSelection(nn.Module):
         rows = residual.flatten(0, 1).index_select(0, (picked + first).flatten())
         selected: Tensor = rows.unflatten(0, picked.shape)
         return selected
+
+    def surprise(self, residual: Tensor) -> Tensor:
+        """How far residuals (B, C, h, w) stand out on average over the channels, (B, 1, h, w).
+
+        Each channel counts in its own standard deviations, and no more than `MOST` of them, so that
+        no single one decides.
+        """
+        mean, variance = (self.get_buffer(name)[:, None, None] for name in ("mean", "variance"))
+        return ((residual - mean) * (variance + 1e-5).rsqrt()).clamp(max=MOST).mean(1, keepdim=True)
 
     def pick(self, residual: Tensor) -> Tensor:
         """Channel numbers (B, maxima + means); in training, the running statistics move on."""
