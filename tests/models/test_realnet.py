@@ -8,8 +8,8 @@ import blemish
 import textures
 from blemish import cli, detector
 from blemish.errors import ConfigError, DatasetError
-from blemish.models.realnet import Network, RealNet, RealNetConfig, average_precision
-from blemish.nn.realnet import ResidualSelection, image_score, segmentation_loss
+from blemish.models.realnet import Network, RealNet, RealNetConfig
+from blemish.nn.realnet import ResidualSelection, average_precision, image_score, segmentation_loss
 from waves import check, fill, wave
 
 

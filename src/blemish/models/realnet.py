@@ -33,6 +33,7 @@ from blemish.nn.realnet import (
     FeatureSelection,
     ResidualSelection,
     Simple,
+    average_precision,
     image_score,
     segmentation_loss,
     selection_losses,
@@ -40,7 +41,7 @@ from blemish.nn.realnet import (
 from blemish.nn.unet import GROUPS, HEAD_WIDTH, UNet
 from blemish.progress import bar
 from blemish.synthesis.foreground import Rule
-from blemish.synthesis.perlin import Recipe
+from blemish.synthesis.perlin import FEW, LEAST_CHANGE, SOFT, Recipe
 from blemish.synthesis.pictures import CHOOSE, VALIDATE, Damaged, Group, Pictures, mirrored, read_groups
 from blemish.synthesis.sources import OFFLINE, parse
 from blemish.training import autocast, choose_precision, optimise
@@ -95,13 +96,13 @@ class RealNetConfig(TrainedConfig):
     """Where damage may lie: on the part (auto, or the paper's recipe for that category), or anywhere (whole)."""
     redraw_empty: bool = True
     """Draw masks anew when they are empty."""
-    few: float = 0.5
+    few: float = FEW
     """Share of masks with a few pieces down to single pixels, beside the paper's Perlin masks."""
-    soft: float = 0.67
+    soft: float = SOFT
     """Share of made defects whose edges are soft."""
     mirror: bool = True
     """Learn from the pictures' mirror images too; turn off where a mirrored part would be a defect."""
-    least_change: int = 8
+    least_change: int = LEAST_CHANGE
     """Grey levels by which a pixel must change to count as damaged."""
     balance: bool = False
     """Take each category equally often."""
@@ -133,8 +134,7 @@ class RealNetConfig(TrainedConfig):
             raise ConfigError("--maxima and --means are both 0; expected at least one residual channel to look at.")
         if self.residuals == "all" and self.residual_weight:
             raise ConfigError(
-                f"--residual-weight is {self.residual_weight}, which needs what RRS knows of the residuals; expected 0 "
-                "with --residuals all."
+                f"--residual-weight is {self.residual_weight}; expected 0 with --residuals all: RRS is off."
             )
         if self.reconstruction == "unet":
             bad = [factor for factor in self.attention if factor not in (2**n for n in range(len(self.multipliers)))]
@@ -217,7 +217,16 @@ class RealNet(Detector):
             evaluations=200,
         ),
         "small": RealNetConfig(
-            steps=800, learning_rate=1e-3, schedule="cosine", clip=1.0, evaluations=5, map_values="surprise", width=1.0
+            steps=1000,
+            learning_rate=1e-3,
+            schedule="cosine",
+            clip=1.0,
+            evaluations=5,
+            map_values="surprise",
+            residual_weight=0.1,
+            score_window=8,
+            width=1.0,
+            attention=(),
         ),
         "tiny": RealNetConfig(
             image_size=(64, 64),
@@ -415,17 +424,6 @@ class RealNet(Detector):
         by_pixel = average_precision(torch.cat(maps), torch.cat(masks).to(self.device))
         by_picture = average_precision(torch.cat(scores), torch.cat(labels).to(self.device))
         return (by_pixel + by_picture) / 2
-
-
-def average_precision(scores: Tensor, positive: Tensor) -> float:
-    """Mean precision at the scores of the positives; NaN if there are none.
-
-    >>> average_precision(torch.tensor([0.9, 0.1, 0.8]), torch.tensor([True, True, False]))
-    0.833...
-    """
-    hits = positive[scores.argsort(descending=True, stable=True)].double()
-    precision = hits.cumsum(0) / torch.arange(1, len(hits) + 1, device=hits.device)
-    return float((precision * hits).sum() / hits.sum())
 
 
 def _reconstruction(config: RealNetConfig, channels: int) -> nn.Module:

@@ -260,6 +260,17 @@ def image_score(anomaly_map: Tensor, window: int) -> Tensor:
     return F.avg_pool2d(anomaly_map.unsqueeze(1), window, stride=1).amax((1, 2, 3))
 
 
+def average_precision(scores: Tensor, positive: Tensor) -> float:
+    """Mean precision at the scores of the positives; NaN if there are none.
+
+    >>> average_precision(torch.tensor([0.9, 0.1, 0.8]), torch.tensor([True, True, False]))
+    0.833...
+    """
+    hits = positive[scores.argsort(descending=True, stable=True)].double()
+    precision = hits.cumsum(0) / torch.arange(1, len(hits) + 1, device=hits.device)
+    return float((precision * hits).sum() / hits.sum())
+
+
 def _resampled(feature: Tensor, stride: int, wanted: int) -> Tensor:
     if stride < wanted:
         return F.avg_pool2d(feature, wanted // stride)

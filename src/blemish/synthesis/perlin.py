@@ -30,6 +30,8 @@ SOFTNESS = (0.7, 8.0)
 """Standard deviations of the blur that softens edges, in pixels of a picture of 256."""
 VISIBLE = 0.3
 """Share of the greatest change from which a pixel counts as damaged."""
+FEW, SOFT, LEAST_CHANGE = 0.5, 0.5, 8
+"""What our presets teach, where the reference has 0; see `Recipe`."""
 REDRAWS = 20
 """How often an empty mask is drawn anew, where it is."""
 

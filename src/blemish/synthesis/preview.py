@@ -14,7 +14,7 @@ from blemish.errors import ConfigError
 from blemish.files import check_writable, write_bytes
 from blemish.images import Picture
 from blemish.synthesis.foreground import Rule
-from blemish.synthesis.perlin import Item, Recipe
+from blemish.synthesis.perlin import FEW, LEAST_CHANGE, SOFT, Item, Recipe
 from blemish.synthesis.pictures import TRAIN, Group, Pictures, read_groups
 from blemish.synthesis.sources import parse
 from blemish.types import Failure, Preprocessing
@@ -96,7 +96,15 @@ def sheet(groups: Sequence[Group], sources: str, seed: int = 0, count: int = 24)
         count: How many.
     """
     recipes = [
-        Recipe(sources=parse(sources, group.category), seed=seed, clean_share=0.0, least_change=8) for group in groups
+        Recipe(
+            sources=parse(sources, group.category),
+            seed=seed,
+            clean_share=0.0,
+            few=FEW,
+            soft=SOFT,
+            least_change=LEAST_CHANGE,
+        )
+        for group in groups
     ]
     pictures = Pictures(groups, recipes, seed)
     drawn = [_pair(*pictures.item(position, TRAIN)) for position in range(_positive(count))]
