@@ -70,6 +70,7 @@ def small_network() -> tuple[Network, list[Tensor], list[Tensor], Tensor]:
         planes=(64, 64),
         blocks=(4, 8),
         residuals="picked",
+        attention=(2,),
         maxima=6,
         means=6,
         momentum=0.9,

@@ -71,8 +71,8 @@ class RealNetConfig(TrainedConfig):
     """Channels of a reconstruction network at full size, as a share of its block's."""
     multipliers: tuple[int, ...] = (1, 2)
     """Its width at each level, in multiples; each level halves the size."""
-    attention: tuple[int, ...] = (2,)
-    """Its levels with attention, by the factor that they are smaller."""
+    attention: tuple[int, ...] = ()
+    """Its levels with attention, by the factor that they are smaller; the middle always has it."""
     residuals: Literal["picked", "all", "both"] = "both"
     """What a discriminator sees: what RRS picks, in the order of its scores, as in the paper; all residuals, each in
     its own place; or both, with a discriminator for each, whose logits are averaged."""
@@ -226,7 +226,6 @@ class RealNet(Detector):
             residual_weight=0.1,
             score_window=8,
             width=1.0,
-            attention=(),
         ),
         "tiny": RealNetConfig(
             image_size=(64, 64),
