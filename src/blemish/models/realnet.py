@@ -88,18 +88,19 @@ class RealNetConfig(TrainedConfig):
     afs_batches: int = 16
     """Batches of damaged pictures that AFS looks at."""
     sources: str = OFFLINE
-    """Where foreign content comes from, with weights: texture:DIR, sdas[_masked]:DIR, self, cutpaste, procedural=2."""
-    clean_share: float = 0.5
+    """Where foreign content comes from, with weights: texture:DIR, sdas[_masked]:DIR, self, cutpaste, stain,
+    procedural=2."""
+    clean_share: float = Recipe.clean_share
     """Share of training pictures that are not damaged."""
     foreground: Rule = "auto"
     """Where damage may lie: on the part (auto, or the paper's recipe for that category), or anywhere (whole)."""
-    redraw_empty: bool = True
+    redraw_empty: bool = Recipe.redraw_empty
     """Draw masks anew when they are empty."""
-    few: float = 0.5
+    few: float = Recipe.few
     """Share of masks with a few pieces down to single pixels, beside the paper's Perlin masks."""
     mirror: bool = True
     """Learn from the pictures' mirror images too; turn off where a mirrored part would be a defect."""
-    least_change: int = 8
+    least_change: int = Recipe.least_change
     """Grey levels by which a pixel must change to count as damaged."""
     balance: bool = False
     """Take each category equally often."""
@@ -201,6 +202,7 @@ class RealNet(Detector):
             few=0.0,
             mirror=False,
             least_change=0,
+            precision="float32",
             batch_size=16,
             epochs=1000,
             evaluations=200,

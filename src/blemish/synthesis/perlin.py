@@ -55,10 +55,10 @@ class Recipe:
     """Share of pictures that are left as they are."""
     redraw_empty: bool = True
     """Draw a mask anew when it is empty; the reference lets about one in twenty-three pass as damaged."""
-    few: float = 0.0
+    few: float = 0.5
     """Share of masks that are finer and keep a few of their pieces only: real defects are often one small
-    scratch or speck, and such masks are rare among the reference's."""
-    least_change: int = 0
+    scratch or speck, and such masks are rare among the reference's, which has none of these."""
+    least_change: int = 8
     """Grey levels by which a pixel must change to count as damaged: where the foreign content happens to
     look like the good picture, there is nothing to find. The reference has 0."""
 
