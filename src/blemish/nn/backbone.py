@@ -70,7 +70,7 @@ def fingerprint(state: Mapping[str, Tensor]) -> str:
     found = hashlib.sha256()
     for name, value in state.items():
         found.update(name.encode())
-        found.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        found.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return found.hexdigest()[:16]
 
 
