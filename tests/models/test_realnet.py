@@ -7,9 +7,12 @@ from torch import Tensor
 import blemish
 import textures
 from blemish import cli, detector
+from blemish.commands.synthesize_preview import Preview
 from blemish.errors import ConfigError, DatasetError
 from blemish.models.realnet import Network, RealNet, RealNetConfig
 from blemish.nn.realnet import ResidualSelection, average_precision, image_score, segmentation_loss
+from blemish.synthesis.perlin import Recipe
+from blemish.synthesis.sources import parse
 from waves import check, fill, wave
 
 
@@ -201,6 +204,31 @@ def test_a_killed_fit_goes_on_to_the_same_weights(tmp_path, monkeypatch):
     for name, value in whole.state_dict().items():
         torch.testing.assert_close(resumed.state_dict()[name], value, rtol=0, atol=0)
     assert resumed.fitted == whole.fitted
+
+
+def test_the_state_of_another_backbone_is_not_taken_up(tmp_path):
+    data = blemish.open_dataset("auto", textures.write(tmp_path, train=4, test=1))
+    prints = []
+    for weights in ("default", "default", "random"):
+        model = blemish.create("realnet", preset="tiny", config={"steps": 6}, backbone_weights=weights, device="cpu")
+        model.unfinished = tmp_path / "unfinished"
+        prints.append(model.state_of(data).fingerprint)
+    assert prints[0] == prints[1] != prints[2]
+
+
+def test_the_preview_shows_what_is_taught():
+    config = RealNetConfig()
+    recipe = Recipe(sources=parse(config.sources))
+    for name in ("few", "least_change", "redraw_empty"):
+        assert getattr(recipe, name) == getattr(config, name), name
+    assert Preview.sources == config.sources
+
+
+def test_the_paper_trains_as_the_paper():
+    config = RealNet.presets["paper"]
+    assert (config.precision, config.schedule, config.clip, config.few, config.mirror) == (
+        "float32", "constant", None, 0.0, False,
+    )  # fmt: skip
 
 
 def test_the_command_line_keeps_a_killed_fit_beside_the_artifact(tmp_path, monkeypatch):

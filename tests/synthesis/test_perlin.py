@@ -104,7 +104,8 @@ def test_items_depend_on_their_key_alone_and_half_are_clean():
     assert {item.source for item in items} == {"", "self", "procedural"}
     for item in items:
         assert item.mask.any() == bool(item.source)
-        np.testing.assert_array_equal(item.damaged[~item.mask], item.clean[~item.mask])
+        changed = np.abs(item.damaged.astype(int) - item.clean).max(axis=2)
+        assert changed[~item.mask].max() < max(8, 0.3 * changed.max())
 
 
 def test_defects_lie_on_the_foreground():
@@ -113,6 +114,7 @@ def test_defects_lie_on_the_foreground():
     recipe = Recipe(sources=parse("procedural"), clean_share=0.0)
     items = [recipe.item(PICTURES, foregrounds, 0, (number,)) for number in range(30)]
     assert not any(item.mask[:, :24].any() for item in items)
+    assert all((item.damaged == item.clean)[:, :24].all() for item in items)  # soft edges end there, too
     assert sum(item.mask.any() for item in items) > 20
 
 
@@ -171,7 +173,7 @@ def test_soft_edges_fade_and_count_where_they_show():
 
 def test_opacity_is_drawn_between_its_bounds():
     source = Source("sdas", lambda pictures, *_: Foreign(np.full_like(pictures[0], 255)), opacity=(0.5, 1.0))
-    recipe = Recipe(sources=(source,), clean_share=0.0)
+    recipe = Recipe(sources=(source,), clean_share=0.0, soft=0.0)
     black = np.zeros((1, 64, 64, 3), np.uint8)
     items = [recipe.item(black, np.ones((1, 64, 64), bool), 0, (number,)) for number in range(200)]
     values = [int(item.damaged.max()) for item in items]

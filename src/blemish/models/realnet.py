@@ -41,7 +41,7 @@ from blemish.nn.realnet import (
 from blemish.nn.unet import GROUPS, HEAD_WIDTH, UNet
 from blemish.progress import bar
 from blemish.synthesis.foreground import Rule
-from blemish.synthesis.perlin import FEW, LEAST_CHANGE, SOFT, Recipe
+from blemish.synthesis.perlin import Recipe
 from blemish.synthesis.pictures import CHOOSE, VALIDATE, Damaged, Group, Pictures, mirrored, read_groups
 from blemish.synthesis.sources import OFFLINE, parse
 from blemish.training import autocast, choose_precision, optimise
@@ -89,20 +89,21 @@ class RealNetConfig(TrainedConfig):
     afs_batches: int = 16
     """Batches of damaged pictures that AFS looks at."""
     sources: str = OFFLINE
-    """Where foreign content comes from, with weights: texture:DIR, sdas[_masked]:DIR, self, cutpaste, procedural=2."""
-    clean_share: float = 0.5
+    """Where foreign content comes from, with weights: texture:DIR, sdas[_masked]:DIR, self, cutpaste, stain,
+    procedural=2."""
+    clean_share: float = Recipe.clean_share
     """Share of training pictures that are not damaged."""
     foreground: Rule = "auto"
     """Where damage may lie: on the part (auto, or the paper's recipe for that category), or anywhere (whole)."""
-    redraw_empty: bool = True
+    redraw_empty: bool = Recipe.redraw_empty
     """Draw masks anew when they are empty."""
-    few: float = FEW
+    few: float = Recipe.few
     """Share of masks with a few pieces down to single pixels, beside the paper's Perlin masks."""
-    soft: float = SOFT
+    soft: float = Recipe.soft
     """Share of made defects whose edges are soft."""
     mirror: bool = True
     """Learn from the pictures' mirror images too; turn off where a mirrored part would be a defect."""
-    least_change: int = LEAST_CHANGE
+    least_change: int = Recipe.least_change
     """Grey levels by which a pixel must change to count as damaged."""
     balance: bool = False
     """Take each category equally often."""
@@ -212,6 +213,7 @@ class RealNet(Detector):
             soft=0.0,
             mirror=False,
             least_change=0,
+            precision="float32",
             batch_size=16,
             epochs=1000,
             evaluations=200,
@@ -249,11 +251,9 @@ class RealNet(Detector):
     def __init__(self, config: RealNetConfig, backbone_weights: str = "default") -> None:
         super().__init__(config)
         self.backbone = Backbone(config.backbone, config.strides, backbone_weights).requires_grad_(False)
-        for kept, available in zip(config.planes, self.backbone.channels, strict=True):
-            if not 0 < kept <= available:
-                raise ConfigError(
-                    f"--planes is {config.planes}; expected at most what the backbone has: {self.backbone.channels}."
-                )
+        there = self.backbone.channels
+        if not all(0 < kept <= available for kept, available in zip(config.planes, there, strict=True)):
+            raise ConfigError(f"--planes is {config.planes}; expected at most what the backbone has: {there}.")
         self.features = FeatureSelection(self.backbone.channels, config.strides, config.planes, config.blocks)
         self.network = Network(config, self.features.widths)
         self.to(memory_format=torch.channels_last)

@@ -30,8 +30,6 @@ SOFTNESS = (0.7, 8.0)
 """Standard deviations of the blur that softens edges, in pixels of a picture of 256."""
 VISIBLE = 0.3
 """Share of the greatest change from which a pixel counts as damaged."""
-FEW, SOFT, LEAST_CHANGE = 0.5, 0.5, 8
-"""What our presets teach, where the reference has 0; see `Recipe`."""
 REDRAWS = 20
 """How often an empty mask is drawn anew, where it is."""
 
@@ -64,13 +62,13 @@ class Recipe:
     """Share of pictures that are left as they are."""
     redraw_empty: bool = True
     """Draw a mask anew when it is empty; the reference lets about one in twenty-three pass as damaged."""
-    few: float = 0.0
+    few: float = 0.5
     """Share of masks that are finer and keep a few of their pieces only: real defects are often one small
-    scratch or speck, and such masks are rare among the reference's."""
-    soft: float = 0.0
+    scratch or speck, and such masks are rare among the reference's, which has none of these."""
+    soft: float = 0.5
     """Share of anomalies that fade in over their edges: stains, knots and shadows do, and a detector that has only
-    seen sharp ones takes them for good."""
-    least_change: int = 0
+    seen sharp ones, as the reference makes, takes them for good."""
+    least_change: int = 8
     """Grey levels by which a pixel must change to count as damaged, beside `VISIBLE`: where the foreign content
     happens to look like the good picture, there is nothing to find. 0, as in the reference: the whole mask counts."""
 
@@ -104,12 +102,13 @@ class Recipe:
         weights = np.array([source.weight for source in self.sources])
         source = self.sources[draw.choice(len(weights), p=weights / weights.sum())]
         few = self.few > 0 and draw.random() < self.few
-        mask = (few_pieces if few else perlin_mask)(clean.shape[:2], draw) & foregrounds[index]
+        mask = (few_pieces if few else perlin_mask)(clean.shape[:2], draw)
         foreign, changed = source.give(pictures, index, draw)
-        mask = mask if changed is None else mask & changed
+        allowed = foregrounds[index] if changed is None else foregrounds[index] & changed
+        mask &= allowed
         if (clean == clean[:, :, :1]).all():  # colour on a grey picture would give every defect away
             foreign = np.repeat(cv2.cvtColor(foreign, cv2.COLOR_RGB2GRAY)[:, :, None], 3, axis=2)
-        share = soften(mask, draw) if self.soft > 0 and draw.random() < self.soft else mask
+        share = soften(mask, draw) * allowed if self.soft > 0 and draw.random() < self.soft else mask
         damaged = blend(clean, foreign, share * draw.uniform(*source.opacity))
         if self.least_change:
             change = cv2.absdiff(damaged, clean).max(axis=2)
