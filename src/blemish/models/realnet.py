@@ -17,7 +17,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from typing import ClassVar, Literal
 
 import torch
@@ -410,7 +409,7 @@ class RealNet(Detector):
         """Mean of the AP of pixels and the AP of pictures, on good pictures with and without made defects."""
         some = range(VALIDATED // 8)
         damaged = [pictures.batch(number, 8, VALIDATE, 0.0) for number in some]
-        clean = list(islice(pictures.clean(8), len(some)))
+        clean = pictures.some(VALIDATED).split(8)
         shown = [(batch.damaged, batch.mask) for batch in damaged]
         shown += [(good, torch.zeros(len(good), 1, *good.shape[1:3], dtype=torch.bool)) for good in clean]
         maps, masks, scores, labels = [], [], [], []

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from blemish.errors import ConfigError
 from blemish.images import Bools, Floats, Picture
 from blemish.synthesis.sources import Source
 
@@ -71,6 +72,11 @@ class Recipe:
     least_change: int = 8
     """Grey levels by which a pixel must change to count as damaged, beside `VISIBLE`: where the foreign content
     happens to look like the good picture, there is nothing to find. 0, as in the reference: the whole mask counts."""
+
+    def __post_init__(self) -> None:
+        for name, most in (("clean_share", 1), ("few", 1), ("least_change", 255)):
+            if not 0 <= getattr(self, name) <= most:
+                raise ConfigError(f"--{name.replace('_', '-')} is {getattr(self, name)}; expected 0 to {most}.")
 
     def item(
         self, pictures: Picture, foregrounds: Bools, index: int, key: Sequence[int], clean_share: float | None = None
