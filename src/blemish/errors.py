@@ -54,6 +54,15 @@ class OutputError(BlemishError):
     """A file or folder that can't be written."""
 
 
+def bad_option(name: str, value: object, expected: str) -> ConfigError:
+    """The error for an option of the command line, or a field of a config, with a value that makes no sense.
+
+    >>> str(bad_option("batch_size", 0, "1 or more"))
+    '--batch-size is 0; expected 1 or more.'
+    """
+    return ConfigError(f"--{name.replace('_', '-')} is {value}; expected {expected}.")
+
+
 def not_among(what: str, name: str, known: Iterable[str]) -> str:
     """The sentence for a name that does not exist, with the nearest one that does.
 

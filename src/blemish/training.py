@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from blemish.errors import ConfigError, TrainingError
+from blemish.errors import ConfigError, TrainingError, bad_option
 from blemish.files import replacing
 from blemish.progress import Bar, bar
 from blemish.types import Outcome
@@ -79,7 +79,7 @@ class TrainingConfig:
         for name in ("steps", "epochs", "minutes", "learning_rate", "clip", "accumulate", "evaluations"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
-                raise ConfigError(f"--{name.replace('_', '-')} is {value}; expected a number above 0.")
+                raise bad_option(name, value, "a number above 0")
         if not 0 <= min(self.betas) <= max(self.betas) < 1:
             raise ConfigError(f"--betas is {self.betas}; expected two numbers from 0 to below 1.")
         if not 0 <= self.average < 1:

@@ -26,7 +26,7 @@ from torch.nn import functional as F  # noqa: N812 - the usual name
 
 from blemish.dataset import Dataset
 from blemish.detector import Detector, DetectorConfig, TrainedConfig, to_tensor
-from blemish.errors import ConfigError, DatasetError
+from blemish.errors import ConfigError, DatasetError, bad_option
 from blemish.feature_cache import FeatureCache, Features, origin, parse_size, place
 from blemish.images import Floats
 from blemish.nn.backbone import Backbone
@@ -75,7 +75,7 @@ class InvADConfig(TrainedConfig):
             raise ConfigError(f"--strides is {self.strides}; expected each twice the one before, such as 4 8 16.")
         for name in ("depth", "code_width", "style_width", "up_rate", "loss_weight"):
             if not 0 < getattr(self, name) < math.inf:
-                raise ConfigError(f"--{name.replace('_', '-')} is {getattr(self, name)}; expected more than 0.")
+                raise bad_option(name, getattr(self, name), "more than 0")
         if not 0 <= self.top_share <= 1:
             raise ConfigError(f"--top-share is {self.top_share}; expected a share between 0 and 1.")
         if not 0 <= self.blur < math.inf:

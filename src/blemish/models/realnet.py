@@ -25,7 +25,7 @@ from torch.nn import functional as F  # noqa: N812 - the usual name
 
 from blemish.dataset import Dataset
 from blemish.detector import Detector, DetectorConfig, TrainedConfig
-from blemish.errors import ConfigError
+from blemish.errors import ConfigError, bad_option
 from blemish.nn.backbone import Backbone
 from blemish.nn.realnet import (
     Discriminator,
@@ -145,7 +145,7 @@ class RealNetConfig(TrainedConfig):
                 )
         for name in ("sources", "score_window", "afs_batches"):
             if not getattr(self, name):
-                raise ConfigError(f"--{name.replace('_', '-')} is {getattr(self, name)!r}; expected more than nothing.")
+                raise bad_option(name, repr(getattr(self, name)), "more than nothing")
 
     def padding(self, size: Sequence[int]) -> tuple[int, int, int, int]:
         """What to add left, right, above and below to a picture of `size`, so that all maps can be halved evenly."""

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from blemish.errors import ConfigError
+from blemish.errors import bad_option
 from blemish.images import Bools, Floats, Picture
 from blemish.synthesis.sources import Source
 
@@ -74,9 +74,9 @@ class Recipe:
     happens to look like the good picture, there is nothing to find. 0, as in the reference: the whole mask counts."""
 
     def __post_init__(self) -> None:
-        for name, most in (("clean_share", 1), ("few", 1), ("least_change", 255)):
+        for name, most in (("clean_share", 1), ("few", 1), ("soft", 1), ("least_change", 255)):
             if not 0 <= getattr(self, name) <= most:
-                raise ConfigError(f"--{name.replace('_', '-')} is {getattr(self, name)}; expected 0 to {most}.")
+                raise bad_option(name, getattr(self, name), f"0 to {most}")
 
     def item(
         self, pictures: Picture, foregrounds: Bools, index: int, key: Sequence[int], clean_share: float | None = None

@@ -18,7 +18,7 @@ import numpy as np
 
 from blemish import images
 from blemish.dataset import read_batches
-from blemish.errors import ConfigError, DatasetError, OutputError
+from blemish.errors import ConfigError, DatasetError, OutputError, bad_option
 from blemish.files import appending, locked, replacing, write_bytes
 from blemish.images import Picture
 from blemish.progress import bar
@@ -47,7 +47,7 @@ class Wanted:
     def __post_init__(self) -> None:
         for name, least in (("count", 1), ("first", 0)):
             if getattr(self, name) < least:
-                raise ConfigError(f"--{name.replace('_', '-')} is {getattr(self, name)}; expected {least} or more.")
+                raise bad_option(name, getattr(self, name), f"{least} or more")
 
 
 @dataclass(frozen=True)

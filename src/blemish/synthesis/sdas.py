@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from blemish import headers
-from blemish.errors import ArtifactError, ConfigError
+from blemish.errors import ArtifactError, ConfigError, bad_option
 from blemish.files import replacing
 from blemish.images import Picture
 from blemish.nn.diffusion import NoiseUNet, NoisyClassifier
@@ -90,7 +90,7 @@ class DiffusionConfig(TrainingConfig):
                 )
         for name, least in (("batch_size", 1), ("classifier_batch_size", 1), ("classifier_steps", 0), ("seed", 0)):
             if getattr(self, name) < least:
-                raise ConfigError(f"--{name.replace('_', '-')} is {getattr(self, name)}; expected {least} or more.")
+                raise bad_option(name, getattr(self, name), f"{least} or more")
 
 
 PRESETS: dict[str, DiffusionConfig] = {
