@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import NamedTemporaryFile
+from typing import Literal
 
 from blemish.errors import OutputError
 
@@ -64,13 +65,7 @@ def growing(path: Path) -> Iterator[Callable[[str], None]]:
     """
     unfinished = path.with_name(f"{path.name}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with unfinished.open("w", encoding="utf-8") as opened:
-
-            def add(line: str) -> None:
-                opened.write(f"{line}\n")
-                opened.flush()
-
+        with _adding(unfinished, "w") as add:
             yield add
         unfinished.replace(path)
     except OSError as error:
@@ -85,16 +80,22 @@ def appending(path: Path) -> Iterator[Callable[[str], None]]:
         OutputError: the file can't be written.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as opened:
-
-            def add(line: str) -> None:
-                opened.write(f"{line}\n")
-                opened.flush()
-
+        with _adding(path, "a") as add:
             yield add
     except OSError as error:
         raise OutputError(_sentence(path, error)) from error
+
+
+@contextmanager
+def _adding(file: Path, mode: Literal["w", "a"]) -> Iterator[Callable[[str], None]]:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open(mode, encoding="utf-8") as opened:
+
+        def add(line: str) -> None:
+            opened.write(f"{line}\n")
+            opened.flush()
+
+        yield add
 
 
 @contextmanager
