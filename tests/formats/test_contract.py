@@ -6,32 +6,25 @@ import numpy as np
 import pytest
 
 import blemish
-import textures
 from blemish import registry
 from blemish.artifact import read_header
 from blemish.errors import ArtifactError, OutputError
 
-pytestmark = pytest.mark.parametrize("name", registry.names("formats"), scope="module")
+pytestmark = pytest.mark.parametrize("name", registry.names("formats"))
 
 
 @pytest.fixture(scope="module")
-def detector(tmp_path_factory):
-    data = blemish.open_dataset("auto", textures.write(tmp_path_factory.mktemp("cloth")))
-    return blemish.create("patchcore", preset="tiny", device="cpu").fit(data)
-
-
-@pytest.fixture(scope="module")
-def saved(name, detector, tmp_path_factory):
-    path = tmp_path_factory.mktemp("saved") / f"part{registry.load('formats', name).SUFFIX}"
-    blemish.save(detector, path)
-    return path
+def detector(fitted):
+    return fitted("patchcore")
 
 
 @pytest.fixture
-def file(saved, tmp_path):
+def file(name, exported, tmp_path):
     """A copy, to be damaged."""
-    folder = shutil.copytree(saved.parent, tmp_path / "copy")
-    return folder / saved.name
+    made = exported("patchcore", registry.load("formats", name).SUFFIX)
+    for part in made.parent.glob(f"{made.stem}.*"):
+        shutil.copy(part, tmp_path)
+    return tmp_path / made.name
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
