@@ -21,7 +21,7 @@ from blemish import images, registry
 from blemish.dataset import Dataset, digest, hold_out, read_batches
 from blemish.errors import ConfigError, DatasetError, not_among
 from blemish.images import Floats
-from blemish.nn.backbone import DEFAULT
+from blemish.nn.backbone import DEFAULT, fingerprint
 from blemish.progress import bar
 from blemish.training import Plan, TrainingConfig, Unfinished, choose_device
 from blemish.types import (
@@ -129,7 +129,8 @@ class Detector(nn.Module, ABC):
         """Where a training on `data` keeps its unfinished state, if anywhere: that of no other one is taken up."""
         if self.unfinished is None:
             return None
-        known = [asdict(self.config), sorted(digest(sample.path) for sample in data.train)]
+        frozen = {name: value for name, value in self.state_dict().items() if name.startswith("backbone.")}
+        known = [asdict(self.config), sorted(digest(sample.path) for sample in data.train), fingerprint(frozen)]
         return Unfinished(self.unfinished, hashlib.sha256(json.dumps(known).encode()).hexdigest())
 
     @property

@@ -75,6 +75,15 @@ def test_the_sheet_shows_what_is_taught(tmp_path, capsys):
         sheet(groups, "self", count=0)
 
 
+def test_some_are_spread_over_all_categories():
+    made = pictures(6, 2)
+    every = [*made.groups[0].pictures, *made.groups[1].pictures]
+    assert [next(n for n, one in enumerate(every) if (one == other).all()) for other in made.some(3).numpy()] == [
+        0, 4, 7,
+    ]  # fmt: skip
+    assert len(made.some(100)) == 8
+
+
 def test_mirror_images_come_after_the_pictures_with_their_foregrounds():
     group = pictures(3).groups[0]
     group.foregrounds[1, 5, 7] = False

@@ -213,7 +213,8 @@ class InvAD(Detector):
                 "computed in": choose_precision(config.precision, self.device),
                 "kept in": config.feature_precision,
             }
-            cache = FeatureCache(folder, origin(self.backbone, preprocessing, how), budget)
+            about = origin(self.backbone, preprocessing, how)
+            cache = FeatureCache(folder, about, budget, own=not config.feature_cache_dir)
         features = Features(self._see, data.train, preprocessing, config.batch_size, cache)
         if cache is not None:
             note(features.sentence())

@@ -104,6 +104,12 @@ class Pictures:
             for first in range(0, len(group.pictures), size):
                 yield torch.from_numpy(group.pictures[first : first + size])
 
+    def some(self, count: int) -> Tensor:
+        """At most `count` pictures as they are, evenly spread over all groups (B, H, W, 3) uint8."""
+        every = [picture for group in self.groups for picture in group.pictures]
+        numbers = np.linspace(0, len(every) - 1, min(count, len(every))).round().astype(int)
+        return torch.from_numpy(np.stack([every[number] for number in numbers]))
+
     @lru_cache(maxsize=8)  # noqa: B019 - goes with the pictures
     def _order(self, purpose: int, epoch: int) -> list[tuple[int, int]]:
         """(group, index) of each place of an epoch."""
