@@ -3,19 +3,22 @@
 An artifact format is one file in `formats/`. It is a module with
 
 - `SUFFIX: str`, the ending of its files, for example ".blemish";
-- `save(detector: Detector, header: Header, path: Path) -> None`, which may take `path` as its own:
-  it is moved into place afterwards;
+- `save(detector: Detector, header: Header, path: Path, how: Export) -> None`, which has the folder of
+  `path` to itself: all files in it are moved into place afterwards. What is not run by torch itself
+  is proven to give the same (`exporting.prove`), and the proof goes into the header;
 - `load(path: Path, device: str) -> Predictor`;
-- `read_header(path: Path) -> Header`, which reads no weights and imports no torch.
+- `read_header(path: Path) -> Header`, which imports no torch;
+- `restore(path: Path) -> Detector`, where the artifact can be turned into other formats.
 
 Every format carries the same header, so that a predictor decides alike whatever runs it.
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -24,10 +27,10 @@ import numpy as np
 
 from blemish import images, registry
 from blemish.errors import ArtifactError, ConfigError, ShapeError
-from blemish.files import replacing
+from blemish.files import replacing_together
 from blemish.headers import from_plain, versions
 from blemish.images import Floats
-from blemish.types import Calibration, Decider, Fitted, Policy, Prediction, Preprocessing, pool
+from blemish.types import Calibration, Decider, Fitted, Parity, Policy, Prediction, Preprocessing, RunPrecision, pool
 
 if TYPE_CHECKING:
     from blemish.detector import Detector
@@ -51,6 +54,10 @@ class Header:
     """Preprocessing, calibrations, policy, and what was learned from."""
     versions: Mapping[str, str] = field(default_factory=dict)
     """What it was made with."""
+    source: str = ""
+    """SHA-256 of the artifact that this one was exported from, if it was."""
+    parity: Parity | None = None
+    """How near an exported artifact is to its detector."""
 
     def to_json(self) -> str:
         """One JSON object."""
@@ -78,6 +85,16 @@ class Header:
             return header
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise not_an_artifact(path) from error
+
+
+@dataclass(frozen=True)
+class Export:
+    """How a detector is turned into something that runs without torch."""
+
+    precision: RunPrecision = "fp32"
+    """What the exported network computes in."""
+    pictures: tuple[Path, ...] = ()
+    """Pictures that prove that it gives the same, beside the made ones."""
 
 
 class Predictor:
@@ -157,7 +174,7 @@ class Format(Protocol):
 
     SUFFIX: str
 
-    def save(self, detector: "Detector", header: Header, path: Path) -> None:
+    def save(self, detector: "Detector", header: Header, path: Path, how: Export) -> None:
         """Writes the artifact."""
 
     def load(self, path: Path, device: str) -> Predictor:
@@ -167,14 +184,14 @@ class Format(Protocol):
         """Reads what the artifact says of itself."""
 
 
-def save(detector: "Detector", path: str | os.PathLike[str]) -> None:
+def save(detector: "Detector", path: str | os.PathLike[str], how: Export | None = None) -> None:
     """Writes a trained detector to a file, whole or not at all; the suffix names the format.
 
     Raises:
         ConfigError: the detector has learned nothing yet, or no format has that suffix.
+        ExportError: the file would not give what the detector gives.
         OutputError: the file can't be written.
     """
-    path = Path(path)
     if detector.fitted is None:
         raise ConfigError("this detector has learned nothing yet; call its fit(data) before saving it.")
     header = Header(
@@ -183,8 +200,32 @@ def save(detector: "Detector", path: str | os.PathLike[str]) -> None:
         fitted=detector.fitted,
         versions=versions(),
     )
-    with replacing(path) as temporary:
-        format_of(path).save(detector, header, temporary)
+    _write(detector, header, Path(path), how)
+
+
+def export(source: str | os.PathLike[str], target: str | os.PathLike[str], how: Export | None = None) -> Header:
+    """The header of `target`, an artifact in another format that is made of `source`.
+
+    Raises:
+        ArtifactError: no such file, not an artifact, or itself an export.
+        ConfigError: no format has that suffix, or it has no such precision.
+        ExportError: the new artifact would not give what the detector gives.
+        OutputError: the file can't be written.
+    """
+    source, target = Path(source), Path(target)
+    restore = getattr(_existing(source), "restore", None)
+    if restore is None:
+        raise ArtifactError(f"{source} is an export itself; expected the artifact that it was made of (.blemish).")
+    format_of(target)
+    header = replace(read_header(source), source=hashlib.sha256(source.read_bytes()).hexdigest())
+    _write(restore(source), header, target, how)
+    return read_header(target)
+
+
+def _write(detector: "Detector", header: Header, path: Path, how: Export | None) -> None:
+    form = format_of(path)
+    with replacing_together(path) as temporary:
+        form.save(detector, header, temporary, how or Export())
 
 
 def load(path: str | os.PathLike[str], *, device: str = "auto") -> Predictor:

@@ -17,7 +17,15 @@ from blemish.errors import BlemishError, ConfigError, not_among
 FIRST = ("fit", "predict", "score")
 """The main job, listed before all else."""
 HELP = ("-h", "--help", "help")
-EXTRAS = {"torch": "train", "timm": "train", "faster_coco_eval": "coco"}
+EXTRAS = {
+    "torch": "train",
+    "timm": "train",
+    "faster_coco_eval": "coco",
+    "onnxruntime": "runtime",
+    "openvino": "runtime",
+    "onnx": "export",
+    "onnxscript": "export",
+}
 """Optional packages, and the extra that brings them."""
 
 

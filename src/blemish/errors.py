@@ -8,6 +8,7 @@
     ├── TrainingError    learning that can't go on: a loss that is not a number
     ├── MetricError      scores, maps and masks that can't be evaluated together
     ├── ArtifactError    a saved detector that can't be read
+    ├── ExportError      an exported detector that would not give what the detector gives
     └── OutputError      a file or folder that can't be written
 
 Each message is one sentence or two: what failed, with the value and where; what was expected;
@@ -48,6 +49,10 @@ class MetricError(BlemishError):
 
 class ArtifactError(BlemishError):
     """A saved detector that can't be read."""
+
+
+class ExportError(BlemishError):
+    """An exported detector that would not give what the detector gives."""
 
 
 class OutputError(BlemishError):

@@ -1,10 +1,11 @@
 """Writing files so that they are there whole or not at all."""
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import NamedTemporaryFile
+from tempfile import NamedTemporaryFile, mkdtemp
 from typing import Literal
 
 from blemish.errors import OutputError
@@ -31,6 +32,31 @@ def replacing(path: Path) -> Iterator[Path]:
         raise OutputError(_sentence(path, error)) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_together(path: Path) -> Iterator[Path]:
+    """A path of the same name in an empty folder: all files left there move beside `path` when the block ends.
+
+    `path` itself comes last, and without an error in the block only.
+
+    Raises:
+        OutputError: the folder can't be made or written to.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    except OSError as error:
+        raise OutputError(_sentence(path, error)) from error
+    try:
+        yield folder / path.name
+        for made in sorted(folder.iterdir(), key=lambda made: made.name == path.name):
+            made.chmod(0o666 & ~_umask())
+            made.replace(path.with_name(made.name))
+    except OSError as error:
+        raise OutputError(_sentence(path, error)) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError
 
 from blemish import headers
-from blemish.artifact import Header, Predictor, not_an_artifact
+from blemish.artifact import Export, Header, Predictor, not_an_artifact
+from blemish.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,8 +18,12 @@ SUFFIX = ".blemish"
 _KEY = "blemish"
 
 
-def save(detector: "Detector", header: Header, path: Path) -> None:
+def save(detector: "Detector", header: Header, path: Path, how: Export) -> None:
     """Writes weights, buffers and header to one file."""
+    if how != Export():
+        raise ConfigError(
+            f"{path.name} keeps the detector as it is; --precision and --pictures are for .onnx and .xml."
+        )
     from safetensors.torch import save_file
 
     state = {key: _least(value.detach().cpu().contiguous()) for key, value in detector.state_dict().items()}
@@ -26,12 +31,22 @@ def save(detector: "Detector", header: Header, path: Path) -> None:
 
 
 def load(path: Path, device: str) -> Predictor:
+    """The detector in the file, run by torch."""
+    header = read_header(path)
+    detector = restore(path)
+    from blemish import detector as detectors
+    from blemish.training import choose_device
+
+    detector.to(choose_device(device))
+    return Predictor(header, lambda batch: detectors.infer(detector, batch))
+
+
+def restore(path: Path) -> "Detector":
     """Builds the detector that the header names and fills it with the tensors of the file."""
     header = read_header(path)
     from safetensors.torch import load_file
 
     from blemish import detector as detectors
-    from blemish.training import choose_device
 
     kind = detectors.find(header.model)
     try:
@@ -41,8 +56,8 @@ def load(path: Path, device: str) -> Predictor:
     except (RuntimeError, SafetensorError, TypeError, ValueError) as error:
         raise not_an_artifact(path) from error
     detector.fitted = header.fitted
-    detector.to(choose_device(device)).train(mode=False)
-    return Predictor(header, lambda batch: detectors.infer(detector, batch))
+    detector.train(mode=False)
+    return detector
 
 
 def read_header(path: Path) -> Header:

@@ -274,7 +274,7 @@ def distance_map(features: Sequence[Tensor], restored: Sequence[Tensor], size: S
     long vector, so that each has the same say (section 3.4).
     """
     finest = features[0].shape[-2:]
-    product, *norms = torch.zeros(3, len(features[0]), *finest, device=features[0].device)
+    product, *norms = torch.zeros(3, features[0].shape[0], *finest, device=features[0].device)
     for pair in zip(features, restored, strict=True):
         one, other = (_resized(F.normalize(side, dim=1, eps=1e-12), finest) for side in pair)
         product = product + (one * other).sum(1)

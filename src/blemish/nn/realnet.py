@@ -174,7 +174,7 @@ class ResidualSelection(nn.Module):
     def forward(self, residual: Tensor) -> Tensor:
         """Raw residuals (B, maxima + means, h, w) in descending order of their scores, of (B, C, h, w)."""
         picked = self.pick(residual.detach())
-        first = torch.arange(len(residual), device=residual.device).unsqueeze(1) * residual.shape[1]
+        first = torch.arange(residual.shape[0], device=residual.device).unsqueeze(1) * residual.shape[1]
         rows = residual.flatten(0, 1).index_select(0, (picked + first).flatten())
         selected: Tensor = rows.unflatten(0, picked.shape)
         return selected
@@ -190,13 +190,13 @@ class ResidualSelection(nn.Module):
 
     def pick(self, residual: Tensor) -> Tensor:
         """Channel numbers (B, maxima + means); in training, the running statistics move on."""
-        flat = residual.float().flatten(2)
-        highest, average = flat.amax(2), flat.mean(2)
+        wide = residual.float()
+        highest, average = wide.amax((2, 3)), wide.mean((2, 3))
         mean, variance = self.get_buffer("mean"), self.get_buffer("variance")
         if self.training:
-            count = flat.shape[0] * flat.shape[2]
+            count = wide.numel() // wide.shape[1]
             batch_mean = average.mean(0)
-            spread = (flat - batch_mean[:, None]).square().mean((0, 2))
+            spread = (wide - batch_mean[:, None, None]).square().mean((0, 2, 3))
             mean.lerp_(batch_mean, self.momentum)
             variance.lerp_(spread * count / max(count - 1, 1), self.momentum)
             mean, variance = batch_mean, spread

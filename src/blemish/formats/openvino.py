@@ -1,0 +1,91 @@
+"""OpenVINO: an .xml with our header and a .bin beside it with the weights, run without torch."""
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from blemish import exporting
+from blemish.artifact import Export, Header, Predictor, Run, not_an_artifact
+from blemish.errors import ArtifactError, ConfigError
+from blemish.types import Prediction, RunPrecision
+
+if TYPE_CHECKING:
+    from blemish.detector import Detector
+    from blemish.images import Floats
+
+SUFFIX = ".xml"
+WEIGHTS = ".bin"
+_HEADER, _DIGEST = ["blemish", "header"], ["blemish", "weights"]
+_HINTS: dict[RunPrecision, str] = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
+
+
+def save(detector: "Detector", header: Header, path: Path, how: Export) -> None:
+    """Writes graph and weights, once OpenVINO gives what torch gives; the header knows the weights' digest."""
+    import openvino
+
+    graph = path.with_suffix(".onnx")
+    graph.write_bytes(exporting.to_onnx(detector))
+    model = openvino.convert_model(graph)
+    graph.unlink()
+    openvino.save_model(model, path, compress_to_fp16=how.precision == "fp16")
+    parity = exporting.prove(detector, header, _runner(openvino.Core().read_model(path), how.precision, "cpu"), how)
+    model = openvino.Core().read_model(path.read_bytes(), path.with_suffix(WEIGHTS).read_bytes())
+    model.set_rt_info(replace(header, parity=parity).to_json(), _HEADER)
+    model.set_rt_info(_digest(path), _DIGEST)
+    openvino.serialize(model, path, path.with_suffix(WEIGHTS))
+
+
+def load(path: Path, device: str) -> Predictor:
+    """The graph in the file, run by OpenVINO in the precision that it was proven with."""
+    model, header = _read(path)
+    if header.parity is None or _info(model, _DIGEST) != _digest(path):
+        raise ArtifactError(
+            f"{path.with_suffix(WEIGHTS)} does not hold the weights of {path.name}, or is damaged (truncated?); "
+            "expected the two files of one export: copy both again."
+        )
+    return Predictor(header, _runner(model, header.parity.precision, device))
+
+
+def read_header(path: Path) -> Header:
+    """The header alone."""
+    return _read(path)[1]
+
+
+def _read(path: Path) -> tuple[Any, Header]:
+    import openvino
+
+    weights = path.with_suffix(WEIGHTS)
+    if not weights.is_file():
+        raise ArtifactError(f"{weights}: no such file; expected the weights of {path.name} beside it: copy both.")
+    try:
+        model = openvino.Core().read_model(path)
+        text = _info(model, _HEADER)
+    except RuntimeError as error:
+        raise not_an_artifact(path) from error
+    return model, Header.from_json(text, path)
+
+
+def _runner(model: Any, precision: RunPrecision, device: str) -> Run:
+    import openvino
+
+    core = openvino.Core()
+    there = [name.lower() for name in core.available_devices]
+    if device not in ("auto", *there):
+        raise ConfigError(f'--device is "{device}", which OpenVINO has not here; expected auto, {", ".join(there)}.')
+    hints = {"INFERENCE_PRECISION_HINT": _HINTS[precision], "PERFORMANCE_HINT": "LATENCY"}
+    compiled = core.compile_model(model, "CPU" if device == "auto" else device.upper(), hints)
+
+    def run(batch: "Floats") -> Prediction["Floats"]:
+        found = compiled(batch)
+        return Prediction(*(found[name].copy() for name in exporting.OUTPUTS))
+
+    return run
+
+
+def _info(model: Any, place: list[str]) -> str:
+    return str(model.get_rt_info(place).astype(str)) if model.has_rt_info(place) else ""
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.with_suffix(WEIGHTS).read_bytes()).hexdigest()

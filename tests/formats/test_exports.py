@@ -1,0 +1,226 @@
+"""Exported artifacts: every model and format gives what its detector gives, and needs no torch for it."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import pytest
+from PIL import Image
+
+import blemish
+import textures
+from blemish import artifact, exporting
+from blemish.artifact import Export, Predictor, read_header
+from blemish.detector import infer
+from blemish.errors import ArtifactError, ConfigError, ExportError
+from blemish.types import Prediction
+from shell import call
+
+SUFFIXES = [".onnx", ".xml"]
+
+
+@pytest.fixture
+def copy(exported, tmp_path):
+    """A copy of an export, to be damaged."""
+
+    def get(suffix):
+        file = exported("patchcore", suffix)
+        for part in file.parent.glob(f"{file.stem}.*"):
+            shutil.copy(part, tmp_path)
+        return tmp_path / file.name
+
+    return get
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("model", ["patchcore", "realnet", "invad"])
+def test_pictures_of_any_number_get_the_scores_of_the_detector(model, suffix, exported, fitted):
+    predictor = blemish.load(exported(model, suffix))
+    for count in (1, 2, 3, 7):
+        batch = np.stack(
+            [np.random.default_rng([count, item]).random((3, 64, 64), np.float32) for item in range(count)]
+        )
+        batch[0] *= 0.1
+        before, after = infer(fitted(model), batch), predictor.predict(batch)
+        np.testing.assert_allclose(after.anomaly_map, before.anomaly_map, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(after.image_score, before.image_score, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_the_proof_is_in_the_header(suffix, exported):
+    parity = read_header(exported("patchcore", suffix)).parity
+    assert parity.batches == exporting.BATCHES
+    assert parity.pictures == parity.decisions == sum(exporting.BATCHES)
+    assert 0 < parity.map_difference < parity.tolerance == 1e-3
+    assert parity.flipped == 0
+
+
+def test_onnx_itself_accepts_the_file_and_reads_our_header(exported):
+    file = exported("patchcore", ".onnx")
+    model = onnx.load(file)
+    onnx.checker.check_model(model, full_check=True)
+    (entry,) = [each for each in model.metadata_props if each.key == "blemish"]
+    assert json.loads(entry.value) == json.loads(read_header(file).to_json())
+    (image,) = model.graph.input
+    sides = image.type.tensor_type.shape.dim
+    assert (sides[0].dim_param != "", [side.dim_value for side in sides[1:]]) == (True, [3, 64, 64])
+
+
+WITHOUT = """
+import sys
+
+class Absent:
+    def find_spec(self, name, *_):
+        if name.partition(".")[0] in ("torch", "timm", "onnx", "onnxscript"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
+"""
+
+
+@pytest.mark.parametrize("command", ["predict", "score"])
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_predict_and_score_need_no_torch(suffix, command, exported, cloth, tmp_path):
+    place, option = {"predict": ("cloth/test", "--json-lines"), "score": ("", "--csv")}[command]
+    words = [command, str(exported("patchcore", suffix)), str(cloth / place), option]
+    written = {}
+    for how, start in (("without", WITHOUT), ("with", "import sys")):
+        out = tmp_path / how
+        last = "import atexit; atexit.register(lambda: print('torch' in sys.modules))"
+        code = f"{start}\n{last}\nfrom blemish.cli import main\nmain({[*words, str(out)]})"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.rstrip().endswith("False")  # not imported, even where it is there
+        written[how] = out.read_text()
+    assert written["with"] == written["without"]
+    bad = [line for line in written["with"].splitlines() if "test/blob" in line]
+    assert ["defective" in line for line in bad] == [True] * 6
+
+
+def _off(run, change):
+    def other(batch):
+        found = run(batch)
+        return Prediction(*change(found.anomaly_map.copy(), found.image_score.copy(), len(batch)))
+
+    return other
+
+
+def _one_pixel(anomaly_map, image_score, count):
+    if count == 5:
+        anomaly_map[3, 10, 20] *= 1.01
+    return anomaly_map, image_score
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (_one_pixel, "anomaly_map of its own size, noise .in a batch of 5. .* at row 10, column 20"),
+        (lambda maps, scores, count: (maps, scores * 1.01), "image_score of 640x480 with a patch .in a batch of 1."),
+        (lambda maps, scores, count: (maps, scores * np.nan), "image_score .* is nan instead of"),
+        (lambda maps, scores, count: (maps[:1], scores[:1]), r"anomaly_map of shape \(1, 64, 64\); expected \(2,"),
+    ],
+)
+def test_a_difference_is_an_error_that_says_where(change, said, fitted):
+    detector = fitted("patchcore")
+    header = artifact.Header("patchcore", {}, detector.fitted)
+    with pytest.raises(ExportError, match=said):
+        exporting.prove(detector, header, _off(lambda batch: infer(detector, batch), change), Export())
+
+
+def test_flipped_decisions_are_counted(fitted, cloth):
+    detector = fitted("patchcore")
+    header = artifact.Header("patchcore", {}, detector.fitted)
+    threshold = Predictor(header, lambda batch: infer(detector, batch)).decider().reject.value
+
+    def nudged(batch):  # what lies on the threshold comes to lie above it
+        found = infer(detector, batch)
+        on = np.isclose(found.image_score, threshold, rtol=1e-5)
+        return Prediction(found.anomaly_map, np.where(on, found.image_score * 1.0002, found.image_score))
+
+    samples = blemish.open_dataset("auto", cloth).validation
+    how = Export(pictures=tuple(sample.path for sample in samples))
+    parity = exporting.prove(detector, header, nudged, how)
+    assert parity.flipped == 1
+    assert parity.pictures == 8 + len(samples)
+
+
+def test_a_model_that_fixes_the_batch_size_is_refused(fitted, tmp_path, monkeypatch):
+    detector = fitted("patchcore")
+    forward = type(detector).forward
+
+    def fixed(self, image):
+        return forward(self, image.reshape(len(image), 3, 64, 64))
+
+    monkeypatch.setattr(type(detector), "forward", fixed)
+    with pytest.raises(ExportError, match="PatchCore can't be exported"):
+        blemish.save(detector, tmp_path / "part.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_onnx_file_is_no_artifact(tmp_path):
+    graph = onnx.helper.make_graph([], "empty", [], [])
+    onnx.save(onnx.helper.make_model(graph), tmp_path / "part.onnx")
+    (tmp_path / "text.onnx").write_text("not protobuf at all, but long enough to look like some fields")
+    for name in ("part", "text"):
+        with pytest.raises(ArtifactError, match="is not an artifact"):
+            blemish.load(tmp_path / f"{name}.onnx")
+
+
+def test_an_xml_needs_its_own_bin(copy, tmp_path):
+    file = copy(".xml")
+    weights = file.with_suffix(".bin")
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(ArtifactError, match="does not hold the weights of patchcore.xml"):
+        blemish.load(file)
+    weights.unlink()
+    with pytest.raises(ArtifactError, match=r"patchcore\.bin: no such file"):
+        blemish.load(file)
+    (tmp_path / "other.xml").write_text("<note>hello</note>")
+    (tmp_path / "other.bin").write_text("")
+    with pytest.raises(ArtifactError, match="is not an artifact"):
+        blemish.load(tmp_path / "other.xml")
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_device_that_is_not_there_is_named(suffix, exported):
+    with pytest.raises(ConfigError, match='--device is "tpu"'):
+        blemish.load(exported("patchcore", suffix), device="tpu")
+
+
+def test_the_command_exports_proves_and_says_so(fitted, cloth, tmp_path, capsys):
+    blemish.save(fitted("patchcore"), tmp_path / "part.blemish")
+    good = cloth / "cloth/test/good"
+    Image.fromarray(textures.texture(1)).save(tmp_path / "odd.bmp")
+    words = ["export", tmp_path / "part.blemish", tmp_path / "part.xml", "--pictures", good, tmp_path / "odd.bmp"]
+    assert call(*words, "--precision", "bf16") == 0
+    said = capsys.readouterr().out
+    assert "bf16 against the detector, on 15 pictures in batches of 1, 2, 4, 5" in said
+    header = read_header(tmp_path / "part.xml")
+    assert header.parity.sentence() in said
+    assert header.parity.precision == "bf16"
+    assert len(header.source) == 64
+    assert header.versions == read_header(tmp_path / "part.blemish").versions
+    with pytest.raises(ArtifactError, match="is an export itself"):
+        artifact.export(tmp_path / "part.xml", tmp_path / "again.onnx")
+    with pytest.raises(ConfigError, match="expected fp32 for .onnx"):
+        artifact.export(tmp_path / "part.blemish", tmp_path / "part.onnx", Export("bf16"))
+    with pytest.raises(ConfigError, match="are for .onnx and .xml"):
+        artifact.export(tmp_path / "part.blemish", tmp_path / "same.blemish", Export("bf16"))
+    assert {path.name for path in tmp_path.iterdir()} == {"part.blemish", "part.xml", "part.bin", "odd.bmp"}
+
+
+def test_deep_pictures_go_through_the_proof_where_there_is_a_rule_for_them():
+    from blemish.images import to_chw
+    from blemish.types import Intensity, Preprocessing
+
+    for rule, kind in ((Intensity(0, 4095), np.uint16), (Intensity(-2.5, 1), np.float32)):
+        preprocessing = Preprocessing((64, 64), rule)
+        made = exporting.made_pictures(preprocessing)
+        assert kind in {picture.dtype.type for picture in made.values()}
+        for name, picture in made.items():
+            assert to_chw(picture, preprocessing, name).shape == (3, 64, 64)
