@@ -196,9 +196,10 @@ def test_a_training_without_an_end_is_refused_before_anything_is_read(data, monk
 
 
 def test_an_epoch_drops_the_last_batch():
-    paper = InvAD.presets["paper"]
-    assert paper.plan(3629).steps == 300 * 113  # MVTec AD
-    assert paper.plan(20).steps == 300
+    with torch.device("meta"):
+        paper = InvAD(InvAD.presets["paper"], "random")
+    assert paper.plan([None] * 3629).steps == 300 * 113  # MVTec AD
+    assert paper.plan([None] * 20).steps == 300
 
 
 def test_options_are_those_of_the_config():
