@@ -17,12 +17,13 @@ import numpy as np
 
 from blemish import __version__
 from blemish.artifact import BATCH, Header, Predictor
-from blemish.dataset import Dataset, digest, read_batches, read_mask
+from blemish.dataset import Dataset, digest, read_mask, read_parts
 from blemish.errors import BlemishError, DatasetError, ImageError, MetricError, OutputError
 from blemish.files import write_text
 from blemish.headers import from_plain
 from blemish.images import Floats
 from blemish.metric import Evaluation, Mode, Options, Results
+from blemish.parts import part_of
 from blemish.progress import bar
 from blemish.types import Decider, Decision, Failure, Policy, Sample
 
@@ -127,6 +128,8 @@ def judge(
 ) -> Iterator[Judged]:
     """Every picture that can be read, in order, with its map, score, decision and regions.
 
+    The views of a part follow on its first one.
+
     Args:
         predictor: A loaded artifact.
         samples: Pictures; those of a category that the artifact was not calibrated for are decided
@@ -135,8 +138,8 @@ def judge(
         policy: Another false-reject rate than the artifact's own.
     """
     deciders = {category: predictor.decider(category, policy) for category in {item.category for item in samples}}
-    for batch in read_batches(samples, predictor.preprocessing, BATCH, failures):
-        prediction = predictor.predict(batch.images)
+    for batch in read_parts(samples, predictor.preprocessing, BATCH, failures):
+        prediction = predictor.predict_parts(batch.images, [part_of(sample) for sample in batch.samples])
         rows = zip(
             batch.samples, batch.images, batch.sizes, prediction.anomaly_map, prediction.image_score, strict=True
         )
@@ -220,11 +223,15 @@ def score(
     options = options or Options()
     intervals = options.resamples > 0
     work = _Work(_progress_folder(predictor, samples, (policy, mode, intervals)) if resume else None, mode, intervals)
-    left = [sample for sample in samples if str(sample.path) not in work.done]
+    done = work.done
+    # A part that was half done is looked at whole again, because its views may look at one another.
+    unfinished = {part_of(sample) for sample in samples if str(sample.path) not in done}
+    left = [sample for sample in samples if part_of(sample) in unfinished]
     with bar("Score", len(samples)) as drawn:
         drawn.advance(len(samples) - len(left))
         for judged in judge(predictor, left, work.failures, policy):
-            work.add(judged)
+            if str(judged.sample.path) not in done:
+                work.add(judged)
             drawn.advance()
     work.save()
     if not work.rows:

@@ -6,7 +6,7 @@ grid, `V` views, `K` regions, `D` embedding width, `M` memory entries. Sizes are
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
@@ -169,6 +169,12 @@ class Calibration:
     """Image scores of the held-out good pictures, sorted ascending."""
     map_maxima: tuple[float, ...]
     """Maxima of their anomaly maps, sorted ascending."""
+    part_scores: tuple[float, ...] = ()
+    """Part scores of the held-out good parts, sorted ascending; empty where each picture is a part of its own."""
+
+    def of_parts(self) -> "Calibration":
+        """The same for parts: a part's score is the highest of its views', and thresholds keep their promise for it."""
+        return replace(self, image_scores=self.part_scores, part_scores=()) if self.part_scores else self
 
     def threshold(self, max_false_reject: float) -> Threshold:
         """The split-conformal threshold on the image score.
@@ -277,6 +283,9 @@ def pool(calibrations: Iterable[Calibration]) -> Calibration:
     return Calibration(
         tuple(sorted(score for part in parts for score in part.image_scores)),
         tuple(sorted(maximum for part in parts for maximum in part.map_maxima)),
+        tuple(sorted(score for part in parts for score in part.of_parts().image_scores))
+        if any(part.part_scores for part in parts)
+        else (),
     )
 
 

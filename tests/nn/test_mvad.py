@@ -161,9 +161,7 @@ def test_padding_that_is_not_masked_takes_part_as_zeros():
     feature = query - position_embedding((13, 13), 16)
     every, masked = (Selector(with_windows(4, top=64, mask_padding=mask)) for mask in (False, True))
     made = every(query, every.cut(feature), others)
-    torch.testing.assert_close(
-        made, full(query, feature, others, 16**-0.5, padding=256 - 169), rtol=1e-5, atol=1e-6
-    )
+    torch.testing.assert_close(made, full(query, feature, others, 16**-0.5, padding=256 - 169), rtol=1e-5, atol=1e-6)
     clean = masked(query, masked.cut(feature), others)
     torch.testing.assert_close(clean, full(query, feature, others, 16**-0.5), rtol=1e-5, atol=1e-6)
     assert (made - clean).abs().max() > 0.05
@@ -234,9 +232,7 @@ def filled() -> Bottleneck:
 
 @torch.no_grad()
 def test_fusion_has_the_values_of_the_reference(filled):
-    maps = [
-        wave(5, wide, 16 >> number, 16 >> number, offset=5 + 0.1 * number) for number, wide in enumerate(CHANNELS)
-    ]
+    maps = [wave(5, wide, 16 >> number, 16 >> number, offset=5 + 0.1 * number) for number, wide in enumerate(CHANNELS)]
     seen = {}
     for name in ("down.0", "down.1", "side.0", "side.1", "join"):
         filled.get_submodule(name).register_forward_hook(lambda _, __, made, name=name: seen.update({name: made}))
@@ -251,9 +247,7 @@ def test_fusion_has_the_values_of_the_reference(filled):
 
 @torch.no_grad()
 def test_bottleneck_has_the_values_of_the_reference(filled):
-    maps = [
-        wave(5, wide, 64 >> number, 64 >> number, offset=5 + 0.1 * number) for number, wide in enumerate(CHANNELS)
-    ]
+    maps = [wave(5, wide, 64 >> number, 64 >> number, offset=5 + 0.1 * number) for number, wide in enumerate(CHANNELS)]
     enhanced = filled.exchange(maps, five(1))
     for made, total, absolute, first, value in zip(
         enhanced,

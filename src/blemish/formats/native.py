@@ -42,7 +42,11 @@ def load(path: Path, device: str) -> Predictor:
         raise not_an_artifact(path) from error
     detector.fitted = header.fitted
     detector.to(choose_device(device)).train(mode=False)
-    return Predictor(header, lambda batch: detectors.infer(detector, batch))
+    return Predictor(
+        header,
+        lambda batch: detectors.infer(detector, batch),
+        lambda batch, parts: detectors.infer(detector, batch, parts),
+    )
 
 
 def read_header(path: Path) -> Header:

@@ -12,7 +12,7 @@ Preset "paper" is the reference's model, down to what is odd in it; "small" uses
 backbone, standardises features, is trained with the distance it judges by, and looks past padding.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -188,6 +188,10 @@ class MVAD(Restorer):
         distance = distance_map(features, self.network(features, others), padded.shape[-2:])
         anomaly_map = gaussian_blur(distance[:, :, :height, :width], self.config.blur, "mirror").squeeze(1)
         return Prediction(anomaly_map, anomaly_map.amax((1, 2)))
+
+    def look(self, image: Tensor, parts: Sequence[Hashable]) -> Prediction[Tensor]:
+        """The same for images of which those with equal `parts` are views of one part."""
+        return self(image, others_of(parts).to(image.device))  # type: ignore[no-any-return]
 
     def plan(self, samples: Sequence[Sample]) -> Plan:
         """How to train on these pictures; an epoch drops the last, incomplete batch."""

@@ -44,7 +44,7 @@ class Selecting:
         [14, 9, 6]
         """
         area = size[0] * size[1]
-        best = (self.top * area**2 / (2 * max(1, self.views - 1))) ** (1 / 6)
+        best = math.pow(self.top * area**2 / (2 * max(1, self.views - 1)), 1 / 6)
         return max(1, min(*size, round(best)))
 
 
@@ -155,7 +155,8 @@ class Selector(nn.Module):
                 split[0], split[1], split[1], attn_mask=allowed | ~some, scale=width**-0.5
             )
             seen = seen * some
-        return seen.transpose(1, 2).flatten(2).unflatten(0, query.shape[:2])
+        made: Tensor = seen.transpose(1, 2).flatten(2).unflatten(0, query.shape[:2])
+        return made
 
 
 class Block(nn.Module):
@@ -195,7 +196,9 @@ class Block(nn.Module):
 class Bottleneck(nn.Module):
     """Makes one small code for each view, out of its feature maps and what it sees in the other views."""
 
-    def __init__(self, channels: Sequence[int], depths: Sequence[int], how: Selecting, drop: tuple[float, float]) -> None:
+    def __init__(
+        self, channels: Sequence[int], depths: Sequence[int], how: Selecting, drop: tuple[float, float]
+    ) -> None:
         """Draws the weights.
 
         Args:
@@ -306,7 +309,7 @@ def _cut(feature: Tensor, side: int) -> Tensor:
     """Windows (B, side * side, T, C) of maps (B, h, w, C), padded with zeros below and on the right."""
     height, width = feature.shape[1:3]
     padded = F.pad(feature, (0, 0, 0, -width % side, 0, -height % side))
-    grid = padded.unflatten(2, (side, -1)).unflatten(1, (side, -1))  # (B, side, high, side, wide, C)
+    grid: Tensor = padded.unflatten(2, (side, -1)).unflatten(1, (side, -1))  # (B, side, high, side, wide, C)
     return grid.transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
 
@@ -314,5 +317,5 @@ def _joined(tokens: Tensor, size: Sequence[int]) -> Tensor:
     """The maps (B, h, w, C) that were cut into these windows."""
     side = math.isqrt(tokens.shape[1])
     high, wide = (-(-length // side) for length in size)
-    grid = tokens.unflatten(2, (high, wide)).unflatten(1, (side, side)).transpose(2, 3)
+    grid: Tensor = tokens.unflatten(2, (high, wide)).unflatten(1, (side, side)).transpose(2, 3)
     return grid.flatten(3, 4).flatten(1, 2)[:, : size[0], : size[1]]
