@@ -7,6 +7,8 @@ A dataset layout is one file in `datasets/`. It is a module with
   "train/good"; empty when that is not a matter of folders;
 - optionally `APART: bool`, True where no model may learn two categories, because what is good in one
   is defective in another;
+- optionally `SPLITS_GOOD: bool`, True where folders don't say which good pictures are to be tested on:
+  a share of them, whole parts, goes there after reading;
 - `categories(root: Path) -> list[str]`, the categories found in `root`, sorted; empty when `root`
   does not have this layout. It looks at names, and never raises for what another layout may know;
 - `read(root: Path, category: str) -> list[Sample]`, all samples of one of them, in any order.
@@ -190,6 +192,8 @@ def open_dataset(  # noqa: PLR0913 - each is an option of its own
     if train_dir is not None:
         samples = _with_train_dir(samples, (root.parent if root.is_file() else root) / train_dir, wanted)
     samples = (views or Views()).join(samples)
+    if getattr(module, "SPLITS_GOOD", False):
+        samples = [sample for own in _grouped(samples).values() for sample in split_good(own)]
     held_out = hold_out(samples, validation_fraction, seed)
     held_out.sort(key=lambda sample: (sample.category, str(sample.path)))
     apart = bool(getattr(module, "APART", False))

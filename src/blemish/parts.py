@@ -91,6 +91,7 @@ def check_views(samples: Sequence[Sample], missing: MissingViews = "keep") -> li
 
     Args:
         samples: Pictures; in each category, the views that any of its parts has are those expected.
+            Views without a name are not looked at.
         missing: What becomes of parts that lack views.
 
     Raises:
@@ -98,7 +99,7 @@ def check_views(samples: Sequence[Sample], missing: MissingViews = "keep") -> li
     """
     expected: dict[str, set[str]] = {}
     for sample in samples:
-        if sample.part:
+        if sample.part and sample.view:
             expected.setdefault(sample.category, set()).add(sample.view)
     left_out: set[tuple[str, str, str]] = set()
     for part in places_of_parts(samples):
@@ -107,7 +108,7 @@ def check_views(samples: Sequence[Sample], missing: MissingViews = "keep") -> li
         if not first.part:
             continue
         _refuse_twice(own)
-        lack = expected[first.category] - {sample.view for sample in own}
+        lack = expected.get(first.category, set()) - {sample.view for sample in own}
         if lack and missing == "error":
             raise DatasetError(
                 f"part {first.part} of {first.category} has no view {', '.join(sorted(lack))}; expected all of "
@@ -120,8 +121,8 @@ def check_views(samples: Sequence[Sample], missing: MissingViews = "keep") -> li
 
 def _refuse_twice(views: Iterable[Sample]) -> None:
     own = list(views)
-    view, count = Counter(sample.view for sample in own).most_common(1)[0]
-    if count > 1:
+    view, count = max(Counter(sample.view for sample in own).items(), key=lambda pair: (bool(pair[0]), pair[1]))
+    if view and count > 1:
         same = [str(sample.path) for sample in own if sample.view == view]
         raise DatasetError(
             f'part {own[0].part} of {own[0].category} has view "{view}" {count} times ({same[0]}, {same[1]}); expected '
