@@ -61,6 +61,33 @@ class Scored:
     is_anomalous: bool | None = None
     """What is known of it."""
     defect: str = ""
+    part: str = ""
+    """The part it is a view of; empty when it is a part of its own."""
+    view: str = ""
+
+    def line(self) -> str:
+        """One JSON object in one line; a score that is not a number is null."""
+        values = {key: value for key, value in asdict(self).items() if value not in (None, "")}
+        return json.dumps(_finite(values), allow_nan=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredPart:
+    """One part, and what the predictor says of all its views together."""
+
+    part: str
+    part_score: float
+    """The highest image score of its views."""
+    calibrated_score: float
+    """The same between 0 and 1, with 0.5 at the threshold for parts."""
+    decision: Decision
+    worst_view: str
+    """The view, or where views have no names the picture, with that score."""
+    views: dict[str, float]
+    """{path: image score}."""
+    category: str = ""
+    is_anomalous: bool | None = None
+    """What is known of it: defective if any view is."""
 
     def line(self) -> str:
         """One JSON object in one line; a score that is not a number is null."""
@@ -155,8 +182,43 @@ def judge(
                 regions=find_regions(anomaly_map, decider.pixel, size) or _highest(anomaly_map, decision, size),
                 is_anomalous=sample.is_anomalous,
                 defect=sample.defect,
+                part=sample.part,
+                view=sample.view,
             )
             yield Judged(sample, scored, image, anomaly_map, decider)
+
+
+def decide_parts(predictor: Predictor, scored: Sequence[Scored], policy: Policy | None = None) -> list[ScoredPart]:
+    """What the predictor says of each part, in order of their first views; nothing of pictures without a part.
+
+    Args:
+        predictor: What judged the pictures.
+        scored: All views.
+        policy: Another false-reject rate than the artifact's own.
+    """
+    views: dict[tuple[str, str], list[Scored]] = {}
+    for row in scored:
+        if row.part:
+            views.setdefault((row.category, row.part), []).append(row)
+    found = []
+    for (category, part), own in views.items():
+        decider = predictor.decider(category, policy).of_parts()
+        # A score that is not a number is the highest of all: such a part is never good.
+        worst = max(own, key=lambda row: math.inf if math.isnan(row.image_score) else row.image_score)
+        known = [row.is_anomalous for row in own]
+        found.append(
+            ScoredPart(
+                part=part,
+                part_score=worst.image_score,
+                calibrated_score=decider.calibrated(worst.image_score),
+                decision=decider.decide(worst.image_score),
+                worst_view=worst.view or worst.path,
+                views={row.path: row.image_score for row in own},
+                category=category,
+                is_anomalous=True if True in known else None if None in known else False,
+            )
+        )
+    return found
 
 
 def find_regions(anomaly_map: Floats, threshold: float, picture_size: tuple[int, int]) -> tuple[Region, ...]:
