@@ -129,6 +129,8 @@ class Report:
     """{path: sample}."""
     learned: tuple[str, ...] = ()
     """Good test pictures that the detector has learned from, so that it knows them."""
+    parts: list[ScoredPart] = field(default_factory=list)
+    """Every part that pictures are said to be views of."""
     progress: Path | None = None
     """Where the scores are kept until `forget`, so that a report that can't be written loses none."""
 
@@ -145,6 +147,7 @@ class Report:
             "tested_on": self.sentences,
             "thresholds": {category: _thresholds(decider) for category, decider in self.deciders.items()},
             "pictures": len(self.scored),
+            "parts": [_finite(asdict(part)) for part in self.parts],
             "learned_from": list(self.learned),
             "failures": [{"path": str(failure.path), "reason": failure.reason} for failure in self.failures],
         }
@@ -302,15 +305,17 @@ def score(
         )
     deciders = {category: predictor.decider(category, policy) for category in data.categories}
     thresholds = {category: decider.reject.value for category, decider in deciders.items()}
+    scored = [work.rows[str(sample.path)] for sample in samples if str(sample.path) in work.rows]
     return Report(
         header=predictor.header,
         sentences=data.sentences(),
         deciders=deciders,
         results=work.evaluation.compute(replace(options, thresholds=thresholds)),
-        scored=[work.rows[str(sample.path)] for sample in samples if str(sample.path) in work.rows],
+        scored=scored,
         failures=work.failures,
         samples={str(sample.path): sample for sample in samples},
         learned=_learned(predictor, [sample for sample in samples if str(sample.path) in work.rows]),
+        parts=decide_parts(predictor, scored, policy),
         progress=work.folder,
     )
 
@@ -403,7 +408,9 @@ def _progress_folder(predictor: Predictor, samples: Sequence[Sample], options: o
 
 
 def _thresholds(decider: Decider) -> dict[str, Any]:
-    found = {"reject": asdict(decider.reject), "pixel": decider.pixel}
+    found: dict[str, Any] = {"reject": asdict(decider.reject), "pixel": decider.pixel}
+    if decider.calibration.part_scores:
+        found["part_reject"] = asdict(decider.of_parts().reject)
     return found if decider.review is None else found | {"review": asdict(decider.review)}
 
 
