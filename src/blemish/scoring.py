@@ -192,17 +192,20 @@ def judge(
 
 
 def decide_parts(predictor: Predictor, scored: Sequence[Scored], policy: Policy | None = None) -> list[ScoredPart]:
-    """What the predictor says of each part, in order of their first views; nothing of pictures without a part.
+    """What the predictor says of each part, in order of their first views.
+
+    A picture that belongs to no part is one, named by its path; where all are such, there are no parts.
 
     Args:
         predictor: What judged the pictures.
         scored: All views.
         policy: Another false-reject rate than the artifact's own.
     """
+    if not any(row.part for row in scored):
+        return []
     views: dict[tuple[str, str], list[Scored]] = {}
     for row in scored:
-        if row.part:
-            views.setdefault((row.category, row.part), []).append(row)
+        views.setdefault((row.category, row.part or row.path), []).append(row)
     found = []
     for (category, part), own in views.items():
         decider = predictor.decider(category, policy).of_parts()
