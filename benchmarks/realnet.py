@@ -43,7 +43,7 @@ def plain(detector: RealNet, pictures: Pictures, steps: int) -> tuple[float, flo
         good, damaged = (part.permute(0, 3, 1, 2).contiguous().float() / 255 for part in (batch.clean, batch.damaged))
         with torch.no_grad():
             wanted, seen = features(backbone(good)), features(backbone(damaged))
-        logits, restored = network(seen, good.shape[-2:])
+        logits, restored, _ = network(seen, good.shape[-2:])
         distances = [F.mse_loss(one, other) for one, other in zip(restored, wanted, strict=True)]
         shown = [segmentation_loss(each, batch.mask.squeeze(1)) for each in logits]
         loss = torch.stack(shown).sum() + torch.stack(distances).sum()

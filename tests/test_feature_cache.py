@@ -148,6 +148,24 @@ def test_features_of_another_kind_are_refused_by_hash(tmp_path, about, said):
     assert "--feature-cache-dir" in str(raised.value)
 
 
+def test_a_folder_that_nobody_named_is_begun_anew_by_another_training(data, tmp_path):
+    about = {"backbone": "one"}
+    gathered(features(data, Counting(), FeatureCache(tmp_path / "c", about, 10**9, own=True)))
+    again = FeatureCache(tmp_path / "c", about, 10**9, own=True)
+    assert again.has(digest(data.train[0].path))
+    other = FeatureCache(tmp_path / "c", {"backbone": "two"}, 10**9, own=True)
+    assert not other.has(digest(data.train[0].path))
+    assert other.used == 0
+
+
+@pytest.mark.parametrize("text", ["{", "[1]"])
+def test_a_folder_that_does_not_say_what_it_holds_is_refused(tmp_path, text):
+    cache(tmp_path / "c")
+    (tmp_path / "c/features.json").write_text(text)
+    with pytest.raises(ConfigError, match="backbone unknown there, one here"):
+        cache(tmp_path / "c")
+
+
 def test_a_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ConfigError, match="is not empty, and no feature cache"):

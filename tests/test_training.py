@@ -1,10 +1,12 @@
 import math
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from blemish import training
 from blemish.errors import ConfigError, TrainingError
 from blemish.training import Plan, TrainingConfig, Unfinished, choose_precision, optimise
 
@@ -74,6 +76,33 @@ def test_the_state_of_another_training_is_not_taken_up(tmp_path: Path):
     fit(network(), Unfinished(tmp_path / "state", "one", save_every=0))
     assert fit(network(), Unfinished(tmp_path / "state", "one", save_every=0))[1] == 0
     assert fit(network(), Unfinished(tmp_path / "state", "another", save_every=0))[1] == 20
+
+
+def test_a_damaged_state_is_named(tmp_path: Path):
+    state = tmp_path / "state"
+    fit(network(), Unfinished(state, "one", save_every=0))
+    state.write_bytes(state.read_bytes()[:-10])
+    with pytest.raises(TrainingError, match="damaged .*; delete it to begin anew"):
+        fit(network(), Unfinished(state, "one"))
+
+
+def test_saving_takes_a_small_share_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    clock, saved = [0.0], []
+
+    def slow(*_: object) -> None:
+        saved.append(clock[0])
+        clock[0] += 2.0  # so the next is 15 (1 + 2 / 3) seconds later at the earliest
+
+    def loss(images: Tensor) -> dict[str, Tensor]:
+        clock[0] += 10.0
+        return {"square": module(images).square().mean()}
+
+    module = network()
+    monkeypatch.setattr(training, "save_file", slow)
+    monkeypatch.setattr(training, "replacing", nullcontext)
+    monkeypatch.setattr(training.time, "monotonic", lambda: clock[0])
+    optimise(loss, module, batch, PLAN, None, Unfinished(tmp_path / "state", "one", save_every=15))
+    assert saved == [20.0, 52.0, 84.0, 116.0, 148.0, 180.0, 212.0, 214.0]
 
 
 @pytest.mark.parametrize("kind", ["loss", "gradient"])

@@ -22,7 +22,7 @@ from blemish import images, registry
 from blemish.dataset import Dataset, digest, hold_out, read_parts
 from blemish.errors import ConfigError, DatasetError, not_among
 from blemish.images import Floats
-from blemish.nn.backbone import DEFAULT
+from blemish.nn.backbone import DEFAULT, fingerprint
 from blemish.parts import part_of
 from blemish.progress import bar
 from blemish.training import Plan, TrainingConfig, Unfinished, choose_device
@@ -138,7 +138,9 @@ class Detector(nn.Module, ABC):
         """Where a training on `data` keeps its unfinished state, if anywhere: that of no other one is taken up."""
         if self.unfinished is None:
             return None
-        known = [asdict(self.config), sorted(digest(sample.path) for sample in data.train)]
+        frozen = {name: value for name, value in self.state_dict().items() if name.startswith("backbone.")}
+        pictures = sorted((digest(sample.path), sample.part, sample.view) for sample in data.train)
+        known = [asdict(self.config), pictures, fingerprint(frozen)]
         return Unfinished(self.unfinished, hashlib.sha256(json.dumps(known).encode()).hexdigest())
 
     @property

@@ -25,6 +25,7 @@ from blemish.dataset import digest, read_batches
 from blemish.errors import ConfigError, ImageError
 from blemish.files import replacing, write_text
 from blemish.images import Floats
+from blemish.nn.backbone import fingerprint
 from blemish.progress import bar
 from blemish.types import Failure, Preprocessing, Sample
 
@@ -49,14 +50,10 @@ def parse_size(text: str) -> int:
 
 def origin(backbone: nn.Module, preprocessing: Preprocessing, others: Mapping[str, object]) -> dict[str, str]:
     """What decides the features of a picture, in words: weights by their hash; `others` are more of it."""
-    weights = hashlib.sha256()
-    for name, value in backbone.state_dict().items():
-        weights.update(name.encode())
-        weights.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     rule = preprocessing.intensity
     height, width = preprocessing.image_size
     return {
-        "weights": weights.hexdigest()[:16],
+        "weights": fingerprint(backbone.state_dict()),
         "intensity": "8 bit" if rule is None else f"{rule.low:g}:{rule.high:g}",
         "image size": f"{height}x{width}",
         **{name: str(value) for name, value in others.items()},
@@ -66,13 +63,14 @@ def origin(backbone: nn.Module, preprocessing: Preprocessing, others: Mapping[st
 class FeatureCache:
     """A folder of features; see the module's docstring."""
 
-    def __init__(self, folder: Path, about: Mapping[str, str], budget: int) -> None:
+    def __init__(self, folder: Path, about: Mapping[str, str], budget: int, own: bool = False) -> None:
         """Opens the folder, or makes it.
 
         Args:
             folder: Where.
             about: What decides the features, from `origin`.
             budget: Bytes that all features in the folder may take.
+            own: Whether nobody has named the folder: features of another training are deleted then.
 
         Raises:
             ConfigError: the folder holds other features.
@@ -81,8 +79,10 @@ class FeatureCache:
         self.folder, self.budget = folder, budget
         self.hash = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
         written = folder / _ABOUT
+        if own and written.is_file() and _read(written).get("hash") != self.hash:
+            shutil.rmtree(folder, ignore_errors=True)
         if written.is_file():
-            _check(folder, json.loads(written.read_text("utf-8")), {**about, "hash": self.hash})
+            _check(folder, _read(written), {**about, "hash": self.hash})
         elif folder.is_dir() and any(folder.iterdir()):
             raise ConfigError(f"{folder} is not empty, and no feature cache; expected a new folder.")
         else:
@@ -238,6 +238,15 @@ def place(named: str, unfinished: Path | None) -> Iterator[Path]:
         folder_beside = unfinished.with_suffix(".features")
         yield folder_beside
         shutil.rmtree(folder_beside, ignore_errors=True)
+
+
+def _read(file: Path) -> Mapping[str, str]:
+    """How features were made, as far as that can be read."""
+    try:
+        found = json.loads(file.read_text("utf-8"))
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _check(folder: Path, found: Mapping[str, str], expected: Mapping[str, str]) -> None:

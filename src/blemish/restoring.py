@@ -143,7 +143,8 @@ class Restorer(Detector):
             }
             if config.unit != config.strides[-1]:  # pictures are padded otherwise than for most models
                 how["padded to"] = config.unit
-            cache = FeatureCache(folder, origin(self.backbone, preprocessing, how), budget)
+            about = origin(self.backbone, preprocessing, how)
+            cache = FeatureCache(folder, about, budget, own=not config.feature_cache_dir)
         features = Features(self._see, data.train, preprocessing, config.batch_size, cache)
         if cache is not None:
             note(features.sentence())

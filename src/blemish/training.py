@@ -22,7 +22,7 @@ from typing import Any, Literal, NoReturn, TypeVar
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -31,6 +31,9 @@ from blemish.files import replacing
 from blemish.progress import Bar, bar
 from blemish.types import Outcome
 
+SLOW = 3.0
+"""Seconds of saving the unfinished state that double the time to the next one, and so on: large states
+take less than a twentieth of a training."""
 Data = TypeVar("Data")
 Precision = Literal["auto", "float32", "bfloat16"]
 Schedule = Literal["constant", "cosine", "step"]
@@ -123,7 +126,7 @@ class Unfinished:
     fingerprint: str
     """What the training depends on; the file of another training is not taken up."""
     save_every: float = 60.0
-    """Seconds between two savings."""
+    """Seconds between two savings, if these are quick; see `SLOW`."""
 
 
 def optimise(
@@ -147,7 +150,7 @@ def optimise(
 
     Raises:
         TrainingError: the loss or its gradient is not a finite number. `module` then has, and the
-            unfinished state keeps, the weights from before that step.
+            unfinished state keeps, the weights from before that step. Or the state is damaged.
     """
     run = _Run(module, plan, unfinished)
     run.resume()
@@ -193,7 +196,7 @@ class _Run:
         self.average = _copy(module) if self.config.average else {}
         self.device = self.parameters[0].device
         self.precision = choose_precision(self.config.precision, self.device)
-        self.last_saved = time.monotonic()
+        self.last_saved, self.saving = time.monotonic(), 0.0
 
     @property
     def progress(self) -> float:
@@ -267,11 +270,18 @@ class _Run:
         """Goes on from the unfinished state, if there is one of this training."""
         if self.unfinished is None or not self.unfinished.path.is_file():
             return
-        with safe_open(self.unfinished.path, framework="pt") as file:
-            if file.metadata().get("fingerprint") != self.unfinished.fingerprint:
-                return
-            outcome = json.loads(file.metadata()["outcome"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        try:
+            with safe_open(self.unfinished.path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("fingerprint") != self.unfinished.fingerprint:
+                    return
+                outcome = json.loads(metadata["outcome"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        except SafetensorError as error:
+            raise TrainingError(
+                f"{self.unfinished.path}: the state of an unfinished training, which is damaged ({error}); "
+                "delete it to begin anew."
+            ) from error
         self.outcome = Outcome(
             outcome["step"],
             outcome["seconds"],
@@ -293,13 +303,15 @@ class _Run:
 
     def save_if_due(self) -> None:
         """Saves the unfinished state, if that was long ago."""
-        if self.unfinished is not None and time.monotonic() - self.last_saved >= self.unfinished.save_every:
+        if self.unfinished is None:
+            return
+        if time.monotonic() - self.last_saved >= self.unfinished.save_every * (1 + self.saving / SLOW):
             self._save()
 
     def _save(self) -> None:
-        self.last_saved = time.monotonic()
         if self.unfinished is None:
             return
+        start = time.monotonic()
         moments = self.optimiser.state_dict()["state"]
         groups = {
             "module": self.module.state_dict(),
@@ -315,6 +327,8 @@ class _Run:
         metadata = {"fingerprint": self.unfinished.fingerprint, "outcome": json.dumps(asdict(self.outcome))}
         with replacing(self.unfinished.path) as temporary:
             save_file(tensors, temporary, metadata)
+        self.last_saved = time.monotonic()
+        self.saving = self.last_saved - start
 
     def _load(self, state: Mapping[str, Tensor]) -> None:
         """Gives the module these weights, if there are any."""

@@ -82,3 +82,14 @@ def test_killed_fit_goes_on_and_its_time_counts(
 def test_time_of_an_attempt_that_saved_nothing_is_lost(tmp_path: Path) -> None:
     (tmp_path / "attempt.json").write_text(json.dumps({"began": 1000.0, "before": 5.0}))
     assert cell._seconds_before(tmp_path, tmp_path / "missing") == 0.0
+
+
+def test_a_test_set_that_can_hardly_be_read_has_no_time(done: tuple[Path, Cell], tmp_path: Path) -> None:
+    """One of two pictures is damaged: the other only warms up."""
+    import blemish
+
+    data = blemish.open_dataset("auto", textures.write(tmp_path, train=2, test=1))
+    data.test[:] = data.test[:2]
+    data.test[1].path.write_bytes(b"no picture")
+    predictor = blemish.load(done[0] / "detector.blemish", device="cpu")
+    assert cell._time_of_one(predictor, data) == 0.0

@@ -7,9 +7,12 @@ from torch import Tensor
 import blemish
 import textures
 from blemish import cli, detector
+from blemish.commands.synthesize_preview import Preview
 from blemish.errors import ConfigError, DatasetError
-from blemish.models.realnet import Network, RealNet, RealNetConfig, average_precision
-from blemish.nn.realnet import image_score, segmentation_loss
+from blemish.models.realnet import Network, RealNet, RealNetConfig
+from blemish.nn.realnet import ResidualSelection, average_precision, image_score, segmentation_loss
+from blemish.synthesis.perlin import Recipe
+from blemish.synthesis.sources import parse
 from waves import check, fill, wave
 
 
@@ -59,7 +62,7 @@ def test_shapes_of_the_paper():
     seen: list[Tensor] = []
     for part in (model.network.selection, model.network.discriminators["picked"]):
         part.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0]))
-    (logits,), _ = model.network(features, (256, 256))
+    (logits,), _, _ = model.network(features, (256, 256))
     assert [tuple(tensor.shape) for tensor in seen] == [(2, 1536, 64, 64), (2, 512, 64, 64)]
     assert logits.shape == (2, 2, 256, 256)
 
@@ -70,6 +73,7 @@ def small_network() -> tuple[Network, list[Tensor], list[Tensor], Tensor]:
         planes=(64, 64),
         blocks=(4, 8),
         residuals="picked",
+        attention=(2,),
         maxima=6,
         means=6,
         momentum=0.9,
@@ -90,7 +94,7 @@ def small_network() -> tuple[Network, list[Tensor], list[Tensor], Tensor]:
 
 def test_a_training_step_has_the_values_and_gradients_of_the_reference():
     network, damaged, good, mask = small_network()
-    (logits,), restored = network(damaged, (32, 32))
+    (logits,), restored, _ = network(damaged, (32, 32))
     check(restored[0], total=-13.7975, absolute=4711.16, at={(0, 0, 0, 0): 0.698414}, within=1e-4)
     check(restored[1], total=1.57212, absolute=693.256, at={(0, 0, 0, 0): 0.330195}, within=1e-4)
     check(logits, total=886.572, absolute=1583.15, at={(0, 0, 0, 0): 0.0841258}, within=2e-4)
@@ -128,7 +132,7 @@ def test_an_untrained_reconstruction_leaves_the_features_as_residuals():
     feature = wave(1, 64, 8, 8, offset=5.0)
     seen: list[Tensor] = []
     network.selection.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0]))
-    _, restored = network([feature], (32, 32))
+    _, restored, _ = network([feature], (32, 32))
     assert restored[0].abs().max() == 0
     torch.testing.assert_close(seen[0], feature.square(), rtol=0, atol=0)
 
@@ -202,6 +206,31 @@ def test_a_killed_fit_goes_on_to_the_same_weights(tmp_path, monkeypatch):
     assert resumed.fitted == whole.fitted
 
 
+def test_the_state_of_another_backbone_is_not_taken_up(tmp_path):
+    data = blemish.open_dataset("auto", textures.write(tmp_path, train=4, test=1))
+    prints = []
+    for weights in ("default", "default", "random"):
+        model = blemish.create("realnet", preset="tiny", config={"steps": 6}, backbone_weights=weights, device="cpu")
+        model.unfinished = tmp_path / "unfinished"
+        prints.append(model.state_of(data).fingerprint)
+    assert prints[0] == prints[1] != prints[2]
+
+
+def test_the_preview_shows_what_is_taught():
+    config = RealNetConfig()
+    recipe = Recipe(sources=parse(config.sources))
+    for name in ("few", "least_change", "redraw_empty"):
+        assert getattr(recipe, name) == getattr(config, name), name
+    assert Preview.sources == config.sources
+
+
+def test_the_paper_trains_as_the_paper():
+    config = RealNet.presets["paper"]
+    assert (config.precision, config.schedule, config.clip, config.few, config.mirror) == (
+        "float32", "constant", None, 0.0, False,
+    )  # fmt: skip
+
+
 def test_the_command_line_keeps_a_killed_fit_beside_the_artifact(tmp_path, monkeypatch):
     root, out = textures.write(tmp_path, train=4, test=1), tmp_path / "part.blemish"
     unfinished = tmp_path / "part.blemish.unfinished"
@@ -260,6 +289,7 @@ def test_options_work(tmp_path, changes):
         ({"planes": (25, 40)}, ConfigError, "expected at most what the backbone has"),
         ({"maxima": 65}, ConfigError, "expected at most the 64 channels"),
         ({"maxima": 0, "means": 0}, ConfigError, "at least one"),
+        ({"residuals": "all", "residual_weight": 0.5}, ConfigError, "expected 0 with --residuals all"),
         ({"reconstruction": "unet", "attention": (4,)}, ConfigError, "expected factors among the levels"),
         ({"sources": ""}, ConfigError, "--sources"),
         ({"sources": "texture:/nowhere"}, DatasetError, "does not exist"),
@@ -271,3 +301,30 @@ def test_what_can_not_be_learned_is_said(tmp_path, changes, error, message):
     data = blemish.open_dataset("auto", textures.write(tmp_path, train=3, test=1))
     with pytest.raises(error, match=message):
         tiny(**changes).fit(data)
+
+
+def test_residuals_stand_out_in_their_own_measure():
+    selection = ResidualSelection(2, 1, 1).eval()
+    selection.mean.copy_(torch.tensor([1.0, 10.0]))
+    selection.variance.copy_(torch.tensor([4.0, 25.0]))
+    residual = torch.zeros(1, 2, 2, 2)
+    residual[0, :, 0, 0] = torch.tensor([3.0, 20.0])  # one and two standard deviations
+    residual[0, :, 1, 1] = torch.tensor([1e6, 10.0])  # counts as five
+    surprise = selection.surprise(residual)
+    assert surprise.shape == (1, 1, 2, 2)
+    assert surprise[0, 0, 0, 0].item() == pytest.approx(1.5, abs=1e-4)
+    assert surprise[0, 0, 1, 1].item() == pytest.approx(2.5, abs=1e-4)
+
+
+def test_residuals_count_in_the_map_beside_the_discriminators():
+    plain = tiny().eval()
+    weighted = tiny(residual_weight=2.0).eval()
+    weighted.load_state_dict(plain.state_dict())
+    picture = torch.rand(1, 3, 70, 64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        added = weighted(picture).anomaly_map - plain(picture).anomaly_map
+        doubled = tiny(residual_weight=4.0).eval()
+        doubled.load_state_dict(plain.state_dict())
+        torch.testing.assert_close(doubled(picture).anomaly_map - plain(picture).anomaly_map, 2 * added)
+    assert added.shape == (1, 70, 64)
+    assert added.abs().max() > 0.1

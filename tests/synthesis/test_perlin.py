@@ -83,11 +83,11 @@ def test_blend_is_that_of_the_reference():
     foreign = np.floor(127.5 * (1 + wave(8, 8, 3, offset=7.0))).astype(np.uint8)
     mask = np.zeros((8, 8), bool)
     mask[2:6, 1:5] = True
-    made = blend(clean, foreign, mask, 0.7)
+    made = blend(clean, foreign, 0.7 * mask)
     assert made.sum() == 25677
     assert [made[2, 1, 0], made[3, 3, 1], made[5, 4, 2], made[0, 0, 0]] == [68, 188, 202, 9]
     np.testing.assert_array_equal(made[~mask], clean[~mask])
-    assert np.abs(blend(clean, clean, mask, 0.7).astype(int) - clean).max() <= 1
+    assert np.abs(blend(clean, clean, 0.7 * mask).astype(int) - clean).max() <= 1
 
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (4, 40, 48, 3), dtype=np.uint8)
@@ -104,7 +104,8 @@ def test_items_depend_on_their_key_alone_and_half_are_clean():
     assert {item.source for item in items} == {"", "self", "procedural"}
     for item in items:
         assert item.mask.any() == bool(item.source)
-        np.testing.assert_array_equal(item.damaged[~item.mask], item.clean[~item.mask])
+        changed = np.abs(item.damaged.astype(int) - item.clean).max(axis=2)
+        assert changed[~item.mask].max() < max(8, 0.3 * changed.max())
 
 
 def test_defects_lie_on_the_foreground():
@@ -113,6 +114,7 @@ def test_defects_lie_on_the_foreground():
     recipe = Recipe(sources=parse("procedural"), clean_share=0.0)
     items = [recipe.item(PICTURES, foregrounds, 0, (number,)) for number in range(30)]
     assert not any(item.mask[:, :24].any() for item in items)
+    assert all((item.damaged == item.clean)[:, :24].all() for item in items)  # soft edges end there, too
     assert sum(item.mask.any() for item in items) > 20
 
 
@@ -146,15 +148,32 @@ def test_only_what_changed_counts_as_damaged():
     items = [recipe.item(halves, np.ones((1, 64, 64), bool), 0, (number,)) for number in range(20)]
     for item in items:
         changed = np.abs(item.damaged.astype(int) - item.clean).max(axis=2)
-        np.testing.assert_array_equal(item.mask, changed > 0)
-        assert changed[item.mask].min() >= 8
+        np.testing.assert_array_equal(item.mask, changed >= max(8, 0.3 * changed.max()))
         assert (item.damaged == item.damaged[:, :, :1]).all()  # grey stays grey
     assert sum(item.mask.any() for item in items) == 20
 
 
+def test_soft_edges_fade_and_count_where_they_show():
+    source = Source("white", lambda pictures, *_: Foreign(np.full_like(pictures[0], 255)), opacity=(1.0, 1.0))
+    black, everywhere = np.zeros((1, 128, 128, 3), np.uint8), np.ones((1, 128, 128), bool)
+    levels = {}
+    for soft in (0.0, 1.0):
+        recipe = Recipe(sources=(source,), clean_share=0.0, soft=soft, least_change=8)
+        items = [recipe.item(black, everywhere, 0, (number,)) for number in range(30)]
+        levels[soft] = np.concatenate([item.damaged[:, :, 0].ravel() for item in items])
+        for item in items:
+            assert item.mask.any()
+            assert item.damaged[:, :, 0].max() in (254, 255)
+            assert item.damaged[:, :, 0][item.mask].min() >= 76  # three tenths of white
+            assert item.damaged[:, :, 0][~item.mask].max() <= 77
+    assert set(levels[0.0]) == {0, 255}
+    between = (levels[1.0] > 20) & (levels[1.0] < 235)
+    assert between.mean() > 0.3 * (levels[1.0] >= 235).mean()
+
+
 def test_opacity_is_drawn_between_its_bounds():
     source = Source("sdas", lambda pictures, *_: Foreign(np.full_like(pictures[0], 255)), opacity=(0.5, 1.0))
-    recipe = Recipe(sources=(source,), clean_share=0.0)
+    recipe = Recipe(sources=(source,), clean_share=0.0, soft=0.0)
     black = np.zeros((1, 64, 64, 3), np.uint8)
     items = [recipe.item(black, np.ones((1, 64, 64), bool), 0, (number,)) for number in range(200)]
     values = [int(item.damaged.max()) for item in items]

@@ -154,6 +154,8 @@ def test_a_set_is_laid_out_like_sia(model, tmp_path):
     lay_out(tmp_path / "set", tmp_path / "jpeg", "MPDD", 75)
     with Image.open(tmp_path / "jpeg/MPDD/sdas/b/rank0_0.jpg") as opened:
         assert (opened.format, opened.size) == ("JPEG", (16, 16))
+    with pytest.raises(ConfigError, match="--quality is 101; expected 1 to 100"):
+        lay_out(tmp_path / "set", tmp_path / "jpeg", "MPDD", 101)
 
 
 @pytest.mark.parametrize(

@@ -118,6 +118,8 @@ def _nearly(one: np.ndarray, other: np.ndarray) -> None:
         ({"strength": (float("nan"), 0.2)}, "--strength is nan"),
         ({"solver": "euler"}, 'no solver named "euler"'),
         ({"steps": 0}, "--steps is 0"),
+        ({"steps": -5, "solver": "dpm"}, "--steps is -5; expected 1 to 1000"),
+        ({"steps": 1001, "solver": "dpm"}, "--steps is 1001"),
         ({"steps": 999}, "--steps is 999"),
         ({"guidance": -1.0}, "--guidance is -1"),
         ({"depth": 0.0}, "--depth is 0"),

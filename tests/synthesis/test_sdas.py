@@ -102,6 +102,7 @@ def test_the_paper_has_its_network():
         1.0,
         0.9999,
     )
+    assert (config.classifier_batch_size, config.precision) == (40, "float32")
     with torch.device("meta"):
         model = DiffusionModel(Known(config, tuple(map(str, range(15))), has_classifier=True))
     assert sum(parameter.numel() for parameter in model.network.parameters()) == 552_829_446
@@ -215,6 +216,29 @@ def test_a_checkpoint_that_is_not_there_or_runs_code_is_refused(tmp_path):
     torch.save({"a": Path("x")}, tmp_path / "code.pt")
     with pytest.raises(ConfigError, match="Files that need code to be run are refused"):
         sdas.read_checkpoint(tmp_path / "code.pt", "--weights")
+    (tmp_path / "half.diffusion").write_text("hello")
+    with pytest.raises(ConfigError, match=r"--weights is .*half.diffusion, which can't be read"):
+        sdas.read_checkpoint(tmp_path / "half.diffusion", "--weights")
+
+
+def test_what_is_refused_is_refused_before_pictures_are_read(data, tmp_path, monkeypatch):
+    def read(*_: object) -> None:
+        raise AssertionError("too late")
+
+    monkeypatch.setattr(sdas_training, "read_groups", read)
+    with pytest.raises(ConfigError, match="no such file"):
+        sdas_training.fit(data, TINY, "cpu", sdas_training.Places(weights=tmp_path / "no.pt"))
+    with pytest.raises(ConfigError, match='--device is "nowhere"'):
+        sdas_training.fit(data, TINY, "nowhere")
+
+
+def test_the_classifier_has_batches_of_its_own(data, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(
+        sdas_training, "classifier_loss", lambda logits, label: sizes.append(len(label)) or logits.square().mean()
+    )
+    sdas_training.fit(data, replace(TINY, steps=1, classifier_steps=2, classifier_batch_size=3), "cpu")
+    assert sizes == [3, 3]
 
 
 def test_files_that_are_no_models_are_refused(trained, tmp_path):
@@ -250,6 +274,7 @@ def test_files_that_are_no_models_are_refused(trained, tmp_path):
         ({"multipliers": ()}, "--attention"),
         ({"image_size": (66, 64)}, "--image-size is 66x64; expected multiples of 4"),
         ({"batch_size": 0}, "--batch-size is 0"),
+        ({"classifier_batch_size": 0}, "--classifier-batch-size is 0"),
         ({"seed": -1}, "--seed is -1"),
     ],
 )

@@ -110,10 +110,11 @@ def _open(cell: Cell) -> Dataset:
 def _time_of_one(predictor: artifact.Predictor, data: Dataset) -> float:
     samples = [sample for sample in data.test if sample.is_anomalous is not None]
     rows = scoring.judge(predictor, samples[: _WARM + TIMED], [])
-    warm = sum(1 for _ in itertools.islice(rows, min(_WARM, len(samples) // 2)))
+    for _ in itertools.islice(rows, min(_WARM, len(samples) // 2)):
+        pass
     start = time.perf_counter()
     timed = sum(1 for _ in rows)
-    return (time.perf_counter() - start) / timed if warm + timed else 0.0
+    return (time.perf_counter() - start) / timed if timed else 0.0
 
 
 def _seconds_before(folder: Path, unfinished: Path) -> float:

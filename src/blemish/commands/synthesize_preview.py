@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from blemish.command import DataOptions, report_failures, say
+from blemish.synthesis.sources import OFFLINE
 
 
 @dataclass(frozen=True)
@@ -19,8 +20,9 @@ class Preview:
     data: DataOptions
     out: Path = Path("preview.png")
     """The sheet, a PNG file."""
-    sources: str = "procedural,self,cutpaste"
-    """texture:DIR, sdas:DIR, sdas_masked:DIR, self, cutpaste, procedural; perhaps with weights: self=2,procedural."""
+    sources: str = OFFLINE
+    """texture:DIR, sdas:DIR, sdas_masked:DIR, self, cutpaste, stain, procedural; perhaps with weights:
+    self=2,procedural."""
     foreground: Literal["auto", "paper", "whole"] = "auto"
     """Where damage may lie."""
     image_size: tuple[int, int] = (256, 256)

@@ -33,6 +33,7 @@ from blemish.nn.realnet import (
     FeatureSelection,
     ResidualSelection,
     Simple,
+    average_precision,
     image_score,
     segmentation_loss,
     selection_losses,
@@ -70,8 +71,8 @@ class RealNetConfig(TrainedConfig):
     """Channels of a reconstruction network at full size, as a share of its block's."""
     multipliers: tuple[int, ...] = (1, 2)
     """Its width at each level, in multiples; each level halves the size."""
-    attention: tuple[int, ...] = (2,)
-    """Its levels with attention, by the factor that they are smaller."""
+    attention: tuple[int, ...] = ()
+    """Its levels with attention, by the factor that they are smaller; the middle always has it."""
     residuals: Literal["picked", "all", "both"] = "both"
     """What a discriminator sees: what RRS picks, in the order of its scores, as in the paper; all residuals, each in
     its own place; or both, with a discriminator for each, whose logits are averaged."""
@@ -88,18 +89,21 @@ class RealNetConfig(TrainedConfig):
     afs_batches: int = 16
     """Batches of damaged pictures that AFS looks at."""
     sources: str = OFFLINE
-    """Where foreign content comes from, with weights: texture:DIR, sdas[_masked]:DIR, self, cutpaste, procedural=2."""
-    clean_share: float = 0.5
+    """Where foreign content comes from, with weights: texture:DIR, sdas[_masked]:DIR, self, cutpaste, stain,
+    procedural=2."""
+    clean_share: float = Recipe.clean_share
     """Share of training pictures that are not damaged."""
     foreground: Rule = "auto"
     """Where damage may lie: on the part (auto, or the paper's recipe for that category), or anywhere (whole)."""
-    redraw_empty: bool = True
+    redraw_empty: bool = Recipe.redraw_empty
     """Draw masks anew when they are empty."""
-    few: float = 0.5
+    few: float = Recipe.few
     """Share of masks with a few pieces down to single pixels, beside the paper's Perlin masks."""
+    soft: float = Recipe.soft
+    """Share of made defects whose edges are soft."""
     mirror: bool = True
     """Learn from the pictures' mirror images too; turn off where a mirrored part would be a defect."""
-    least_change: int = 8
+    least_change: int = Recipe.least_change
     """Grey levels by which a pixel must change to count as damaged."""
     balance: bool = False
     """Take each category equally often."""
@@ -109,6 +113,9 @@ class RealNetConfig(TrainedConfig):
     """Keep the segmentation loss from changing the reconstruction."""
     map_values: Literal["probability", "surprise"] = "probability"
     """Of damage, p; or -log(1 - p), which ranks alike but tells apart what is nearly certain."""
+    residual_weight: float = 0.0
+    """How much the residuals themselves count in the map, beside what the discriminators say: a defect that
+    resembles no made one may be restored badly all the same."""
     score_window: int = 16
     """Side of the square whose highest mean is the image score, in pixels of a picture of 256."""
 
@@ -126,6 +133,10 @@ class RealNetConfig(TrainedConfig):
             )
         if self.residuals != "all" and not self.maxima + self.means:
             raise ConfigError("--maxima and --means are both 0; expected at least one residual channel to look at.")
+        if self.residuals == "all" and self.residual_weight:
+            raise ConfigError(
+                f"--residual-weight is {self.residual_weight}; expected 0 with --residuals all: RRS is off."
+            )
         if self.reconstruction == "unet":
             bad = [factor for factor in self.attention if factor not in (2**n for n in range(len(self.multipliers)))]
             if bad or not self.multipliers:
@@ -156,8 +167,8 @@ class Network(nn.Module):
         ways = ("picked", "all") if config.residuals == "both" else (config.residuals,)
         self.discriminators = nn.ModuleDict({way: Discriminator(seen[way], config.discriminator) for way in ways})
 
-    def forward(self, features: Sequence[Tensor], size: Sequence[int]) -> tuple[list[Tensor], list[Tensor]]:
-        """Logits (B, 2, *size) of each discriminator, and the reconstruction of each block's features."""
+    def forward(self, features: Sequence[Tensor], size: Sequence[int]) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """Logits (B, 2, *size) of each discriminator, the reconstruction of each block's features, all residuals."""
         restored = [restore(feature) for restore, feature in zip(self.reconstruction, features, strict=True)]
         residuals = [
             (feature - (made.detach() if self.detach else made)).square()
@@ -175,7 +186,7 @@ class Network(nn.Module):
             discriminator(self.selection(every) if way == "picked" else every, size)
             for way, discriminator in self.discriminators.items()
         ]
-        return logits, restored
+        return logits, restored, every
 
 
 class RealNet(Detector):
@@ -199,14 +210,24 @@ class RealNet(Detector):
             afs_batches=64,
             redraw_empty=False,
             few=0.0,
+            soft=0.0,
             mirror=False,
             least_change=0,
+            precision="float32",
             batch_size=16,
             epochs=1000,
             evaluations=200,
         ),
         "small": RealNetConfig(
-            steps=800, learning_rate=1e-3, schedule="cosine", clip=1.0, evaluations=5, map_values="surprise", width=1.0
+            steps=1000,
+            learning_rate=1e-3,
+            schedule="cosine",
+            clip=1.0,
+            evaluations=5,
+            map_values="surprise",
+            residual_weight=0.1,
+            score_window=8,
+            width=1.0,
         ),
         "tiny": RealNetConfig(
             image_size=(64, 64),
@@ -230,11 +251,9 @@ class RealNet(Detector):
     def __init__(self, config: RealNetConfig, backbone_weights: str = "default") -> None:
         super().__init__(config)
         self.backbone = Backbone(config.backbone, config.strides, backbone_weights).requires_grad_(False)
-        for kept, available in zip(config.planes, self.backbone.channels, strict=True):
-            if not 0 < kept <= available:
-                raise ConfigError(
-                    f"--planes is {config.planes}; expected at most what the backbone has: {self.backbone.channels}."
-                )
+        there = self.backbone.channels
+        if not all(0 < kept <= available for kept, available in zip(config.planes, there, strict=True)):
+            raise ConfigError(f"--planes is {config.planes}; expected at most what the backbone has: {there}.")
         self.features = FeatureSelection(self.backbone.channels, config.strides, config.planes, config.blocks)
         self.network = Network(config, self.features.widths)
         self.to(memory_format=torch.channels_last)
@@ -273,10 +292,15 @@ class RealNet(Detector):
         """
         height, width = image.shape[-2:]
         padded = F.pad(image, self.config.padding((height, width)), mode="replicate")
-        logits, _ = self.network(self.features(self.backbone(padded)), padded.shape[-2:])
+        logits, _, residuals = self.network(self.features(self.backbone(padded)), padded.shape[-2:])
         mean = torch.stack(logits).mean(0)
-        odds = (mean[:, 1] - mean[:, 0])[:, :height, :width]
+        odds = mean[:, 1] - mean[:, 0]
         anomaly_map = odds.sigmoid() if self.config.map_values == "probability" else F.softplus(odds)
+        if self.config.residual_weight:
+            surprise = self.network.selection.surprise(residuals)
+            whole = F.interpolate(surprise, size=padded.shape[-2:], mode="bilinear", align_corners=True)
+            anomaly_map = anomaly_map + self.config.residual_weight * whole.squeeze(1)
+        anomaly_map = anomaly_map[:, :height, :width]
         window = max(1, round(self.config.score_window * min(height, width) / 256))
         return Prediction(anomaly_map, image_score(anomaly_map, window))
 
@@ -289,6 +313,7 @@ class RealNet(Detector):
                 clean_share=config.clean_share,
                 redraw_empty=config.redraw_empty,
                 few=config.few,
+                soft=config.soft,
                 least_change=config.least_change,
             )
             for group in groups
@@ -376,7 +401,7 @@ class RealNet(Detector):
             seen = self.features(self._see(batch.damaged[rows]))
             damaged = [one.index_copy(0, rows.to(self.device), other) for one, other in zip(good, seen, strict=True)]
         mask = self._padded(batch.mask)
-        logits, restored = self.network(damaged, mask.shape[-2:])
+        logits, restored, _ = self.network(damaged, mask.shape[-2:])
         distances = [F.mse_loss(made.float(), feature) for made, feature in zip(restored, good, strict=True)]
         shown = [segmentation_loss(each.float(), mask.squeeze(1), self.config.focal) for each in logits]
         return {"segmentation": torch.stack(shown).sum(), "features": torch.stack(distances).sum()}
@@ -398,17 +423,6 @@ class RealNet(Detector):
         by_pixel = average_precision(torch.cat(maps), torch.cat(masks).to(self.device))
         by_picture = average_precision(torch.cat(scores), torch.cat(labels).to(self.device))
         return (by_pixel + by_picture) / 2
-
-
-def average_precision(scores: Tensor, positive: Tensor) -> float:
-    """Mean precision at the scores of the positives; NaN if there are none.
-
-    >>> average_precision(torch.tensor([0.9, 0.1, 0.8]), torch.tensor([True, True, False]))
-    0.833...
-    """
-    hits = positive[scores.argsort(descending=True, stable=True)].double()
-    precision = hits.cumsum(0) / torch.arange(1, len(hits) + 1, device=hits.device)
-    return float((precision * hits).sum() / hits.sum())
 
 
 def _reconstruction(config: RealNetConfig, channels: int) -> nn.Module:

@@ -5,6 +5,7 @@ Python registry, so that nothing is downloaded at run time. Other networks take 
 a file of the user's, or from the model hub where one can be reached.
 """
 
+import hashlib
 import importlib
 import os
 import urllib.error
@@ -62,6 +63,15 @@ class Backbone(nn.Module):
         mean, std = self.get_buffer("mean"), self.get_buffer("std")
         features: list[Tensor] = self.network((image - mean) / std)
         return features
+
+
+def fingerprint(state: Mapping[str, Tensor]) -> str:
+    """A short hash of names and values."""
+    found = hashlib.sha256()
+    for name, value in state.items():
+        found.update(name.encode())
+        found.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 def find_weights(name: str, weights: str) -> dict[str, Tensor]:

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the usual name
 
+MOST = 5.0
+"""Standard deviations that a residual can stand out by, at most."""
+
 
 class FeatureSelection(nn.Module):
     """AFS: the channels of each stage that show anomalies best, joined into blocks.
@@ -176,6 +179,15 @@ class ResidualSelection(nn.Module):
         selected: Tensor = rows.unflatten(0, picked.shape)
         return selected
 
+    def surprise(self, residual: Tensor) -> Tensor:
+        """How far residuals (B, C, h, w) stand out on average over the channels, (B, 1, h, w).
+
+        Each channel counts in its own standard deviations, and no more than `MOST` of them, so that
+        no single one decides.
+        """
+        mean, variance = (self.get_buffer(name)[:, None, None] for name in ("mean", "variance"))
+        return ((residual - mean) * (variance + 1e-5).rsqrt()).clamp(max=MOST).mean(1, keepdim=True)
+
     def pick(self, residual: Tensor) -> Tensor:
         """Channel numbers (B, maxima + means); in training, the running statistics move on."""
         flat = residual.float().flatten(2)
@@ -246,6 +258,17 @@ def image_score(anomaly_map: Tensor, window: int) -> Tensor:
     [1.0]
     """
     return F.avg_pool2d(anomaly_map.unsqueeze(1), window, stride=1).amax((1, 2, 3))
+
+
+def average_precision(scores: Tensor, positive: Tensor) -> float:
+    """Mean precision at the scores of the positives; NaN if there are none.
+
+    >>> average_precision(torch.tensor([0.9, 0.1, 0.8]), torch.tensor([True, True, False]))
+    0.833...
+    """
+    hits = positive[scores.argsort(descending=True, stable=True)].double()
+    precision = hits.cumsum(0) / torch.arange(1, len(hits) + 1, device=hits.device)
+    return float((precision * hits).sum() / hits.sum())
 
 
 def _resampled(feature: Tensor, stride: int, wanted: int) -> Tensor:

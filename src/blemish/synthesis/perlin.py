@@ -26,8 +26,15 @@ FINE_CELL = 4
 """The same for masks of a few pieces."""
 PIECES = 8
 """Connected pieces that those masks have, at most."""
+SOFTNESS = (0.7, 8.0)
+"""Standard deviations of the blur that softens edges, in pixels of a picture of 256."""
+VISIBLE = 0.3
+"""Share of the greatest change from which a pixel counts as damaged."""
 REDRAWS = 20
 """How often an empty mask is drawn anew, where it is."""
+
+
+Shares = np.ndarray[tuple[int, ...], np.dtype[np.floating]]
 
 
 class Item(NamedTuple):
@@ -36,7 +43,7 @@ class Item(NamedTuple):
     damaged: Picture
     """(H, W, 3) uint8."""
     clean: Picture
-    """(H, W, 3) uint8; the same outside of the mask."""
+    """(H, W, 3) uint8; outside of the mask there is at most a faint difference."""
     mask: Bools
     """(H, W), True where something was blended in."""
     source: str
@@ -55,12 +62,15 @@ class Recipe:
     """Share of pictures that are left as they are."""
     redraw_empty: bool = True
     """Draw a mask anew when it is empty; the reference lets about one in twenty-three pass as damaged."""
-    few: float = 0.0
+    few: float = 0.5
     """Share of masks that are finer and keep a few of their pieces only: real defects are often one small
-    scratch or speck, and such masks are rare among the reference's."""
-    least_change: int = 0
-    """Grey levels by which a pixel must change to count as damaged: where the foreign content happens to
-    look like the good picture, there is nothing to find. The reference has 0."""
+    scratch or speck, and such masks are rare among the reference's, which has none of these."""
+    soft: float = 0.5
+    """Share of anomalies that fade in over their edges: stains, knots and shadows do, and a detector that has only
+    seen sharp ones, as the reference makes, takes them for good."""
+    least_change: int = 8
+    """Grey levels by which a pixel must change to count as damaged, beside `VISIBLE`: where the foreign content
+    happens to look like the good picture, there is nothing to find. 0, as in the reference: the whole mask counts."""
 
     def item(
         self, pictures: Picture, foregrounds: Bools, index: int, key: Sequence[int], clean_share: float | None = None
@@ -92,15 +102,17 @@ class Recipe:
         weights = np.array([source.weight for source in self.sources])
         source = self.sources[draw.choice(len(weights), p=weights / weights.sum())]
         few = self.few > 0 and draw.random() < self.few
-        mask = (few_pieces if few else perlin_mask)(clean.shape[:2], draw) & foregrounds[index]
+        mask = (few_pieces if few else perlin_mask)(clean.shape[:2], draw)
         foreign, changed = source.give(pictures, index, draw)
-        mask = mask if changed is None else mask & changed
+        allowed = foregrounds[index] if changed is None else foregrounds[index] & changed
+        mask &= allowed
         if (clean == clean[:, :, :1]).all():  # colour on a grey picture would give every defect away
             foreign = np.repeat(cv2.cvtColor(foreign, cv2.COLOR_RGB2GRAY)[:, :, None], 3, axis=2)
-        damaged = blend(clean, foreign, mask, draw.uniform(*source.opacity))
+        share = soften(mask, draw) * allowed if self.soft > 0 and draw.random() < self.soft else mask
+        damaged = blend(clean, foreign, share * draw.uniform(*source.opacity))
         if self.least_change:
-            mask &= cv2.absdiff(damaged, clean).max(axis=2) >= self.least_change
-            damaged = np.where(mask[:, :, None], damaged, clean)
+            change = cv2.absdiff(damaged, clean).max(axis=2)
+            mask = change >= max(self.least_change, VISIBLE * float(change.max()))
         return damaged, mask, source.name
 
 
@@ -151,11 +163,20 @@ def rotate(noise: Floats, degrees: float) -> Floats:
     return np.asarray(cv2.warpAffine(noise, turn, (width, height), flags=cv2.INTER_LINEAR), np.float32)
 
 
-def blend(clean: Picture, foreign: Picture, mask: Bools, opacity: float) -> Picture:
-    """The clean picture (H, W, 3) uint8 with the foreign one over it inside the mask; fractions are cut off."""
+def soften(mask: Bools, draw: np.random.Generator) -> Floats:
+    """The mask (H, W) with edges blurred by a random amount, scaled so that its highest value is 1."""
+    low, high = np.log(SOFTNESS)
+    sigma = float(np.exp(draw.uniform(low, high))) * min(mask.shape) / 256
+    share = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), max(sigma, 0.3))
+    return np.asarray(share / max(float(share.max()), 1e-3), np.float32)
+
+
+def blend(clean: Picture, foreign: Picture, share: Shares) -> Picture:
+    """The clean picture (H, W, 3) uint8 with so much of the foreign one (H, W) over it; fractions are cut off."""
     damaged = clean.copy()
-    inside = np.float64(opacity) * foreign[mask] + (1 - np.float64(opacity)) * clean[mask]
-    damaged[mask] = inside.astype(np.uint8)
+    inside = share > 0
+    part = share[inside].astype(np.float64)[:, None]
+    damaged[inside] = (part * foreign[inside] + (1 - part) * clean[inside]).astype(np.uint8)
     return damaged
 
 

@@ -87,7 +87,7 @@ class Grids:
 def sheet(groups: Sequence[Group], sources: str, seed: int = 0, count: int = 24) -> Picture:
     """One picture (H, W, 3) uint8 of `count` damaged ones, each above its twin with the damage outlined.
 
-    They are the first that a training with the same seed sees, less those that it leaves undamaged.
+    They are of the kind that RealNet is taught by default, each of them damaged.
 
     Args:
         groups: Good pictures by category.
@@ -95,9 +95,7 @@ def sheet(groups: Sequence[Group], sources: str, seed: int = 0, count: int = 24)
         seed: Everything drawn follows from it.
         count: How many.
     """
-    recipes = [
-        Recipe(sources=parse(sources, group.category), seed=seed, clean_share=0.0, least_change=8) for group in groups
-    ]
+    recipes = [Recipe(sources=parse(sources, group.category), seed=seed, clean_share=0.0) for group in groups]
     pictures = Pictures(groups, recipes, seed)
     drawn = [_pair(*pictures.item(position, TRAIN)) for position in range(_positive(count))]
     columns = min(count, 8)

@@ -144,9 +144,12 @@ def lay_out(source: Path, target: Path, name: str, quality: int | None) -> dict[
         Category → how many pictures.
 
     Raises:
+        ConfigError: no such quality.
         DatasetError: no such set, or a path in it leads out of it.
         OutputError: a file can't be written.
     """
+    if quality is not None and not 1 <= quality <= 100:
+        raise ConfigError(f"--quality is {quality}; expected 1 to 100; the published set has 75.")
     find, counts = Finder(source), dict[str, int]()
     rows = read_manifest(source)
     with bar("Lay out", len(rows)) as drawn:

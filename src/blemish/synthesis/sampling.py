@@ -18,7 +18,7 @@ from torch import Tensor
 
 from blemish.errors import ConfigError, not_among
 from blemish.images import Bools, Floats, Picture
-from blemish.synthesis.diffusion import NoiseSchedule, diffused, noise_schedule, solver_schedule
+from blemish.synthesis.diffusion import TIMES, NoiseSchedule, diffused, noise_schedule, solver_schedule
 from blemish.synthesis.samplers import SOLVERS, invert
 from blemish.synthesis.sdas import DiffusionModel, to_image, to_pictures
 from blemish.training import Precision, generator
@@ -74,6 +74,8 @@ class Drawing:
             raise ConfigError(f"--least-change is {self.least_change}; expected 1 to 255 grey levels.")
         if self.seed < 0:
             raise ConfigError(f"--seed is {self.seed}; expected 0 or more.")
+        if not 0 < self.steps <= TIMES:
+            raise ConfigError(f"--steps is {self.steps}; expected 1 to {TIMES}; the paper has 20.")
         self.schedule()
 
     @property
@@ -84,7 +86,7 @@ class Drawing:
     def schedule(self, depth: float = 1.0) -> NoiseSchedule:
         """The steps, or those of the first part of the way; one at least."""
         whole = solver_schedule(self.steps) if self.solver == "dpm" else noise_schedule(self.steps)
-        return whole.first(max(1, int((whole.times < depth * 1000).sum())))
+        return whole.first(max(1, int((whole.times < depth * TIMES).sum())))
 
 
 class Drawn(NamedTuple):

@@ -53,6 +53,8 @@ class DiffusionConfig(TrainingConfig):
     """Steps to teach a classifier that guides sampling to the category; 0 for none. One category gets none."""
     classifier_width: int = 32
     """Channels of the classifier at full size."""
+    classifier_batch_size: int = 16
+    """Pictures that it takes at a time."""
     batch_size: int = 16
     """Pictures taken at a time."""
     balance: bool = False
@@ -86,7 +88,7 @@ class DiffusionConfig(TrainingConfig):
                     f"--{name.replace('_', '-')} is {width}; expected a multiple of {GROUPS} that makes multiples of "
                     f"{HEAD_WIDTH} at the levels with attention, and at the last."
                 )
-        for name, least in (("batch_size", 1), ("classifier_steps", 0), ("seed", 0)):
+        for name, least in (("batch_size", 1), ("classifier_batch_size", 1), ("classifier_steps", 0), ("seed", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"--{name.replace('_', '-')} is {getattr(self, name)}; expected {least} or more.")
 
@@ -99,6 +101,7 @@ PRESETS: dict[str, DiffusionConfig] = {
         attention=(8, 16, 32),
         classifier_steps=40_000,
         classifier_width=128,
+        classifier_batch_size=40,
         batch_size=5,
         accumulate=12,
         average=0.9999,
@@ -224,13 +227,19 @@ def read_checkpoint(file: Path, option: str) -> dict[str, Tensor]:
     """The tensors of a U-Net or classifier in a file of ours or of others.
 
     Raises:
-        ConfigError: no such file, or not a state dict.
+        ConfigError: no such file, a damaged one, or not a state dict.
     """
     if not file.is_file():
         raise ConfigError(f"{option} is {file}, and there is no such file; expected a state dict or a {SUFFIX} file.")
     if file.suffix == SUFFIX:
         part = "classifier." if option.startswith("--classifier") else "network."
-        return {name.removeprefix(part): value for name, value in load_file(file).items() if name.startswith(part)}
+        try:
+            state = load_file(file)
+        except SafetensorError as error:
+            raise ConfigError(
+                f"{option} is {file}, which can't be read ({error}); expected a file written by blemish synthesize fit."
+            ) from error
+        return {name.removeprefix(part): value for name, value in state.items() if name.startswith(part)}
     from blemish.nn.backbone import read_weights
 
     return read_weights(file)

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -93,6 +94,12 @@ def fit(
     """
     data.require_train()
     places = places or Places()
+    has_classifier = config.classifier_steps > 0 and len(data.categories) > 1
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = DiffusionModel(Known(config, tuple(data.categories), has_classifier=has_classifier))
+    reports = _begin(model, places)
+    model.to(choose_device(device))
     failures: list[Failure] = []
     rule = config.intensity
     if rule is None:
@@ -103,22 +110,15 @@ def fit(
         for samples in (data.train, data.validation or data.train)
     )
     unread = {failure.path for failure in failures}
-    known = Known(
-        config=config,
-        categories=tuple(data.categories),
+    model.known = replace(
+        model.known,
         grey=tuple(group.category for group in learn.groups if (group.pictures == group.pictures[..., :1]).all()),
         intensity=rule,
-        has_classifier=config.classifier_steps > 0 and len(data.categories) > 1,
         learned_from=tuple(sorted(digest(sample.path) for sample in data.train if sample.path not in unread)),
         versions=headers.versions(),
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        model = DiffusionModel(known)
-    reports = _begin(model, places)
-    model.to(choose_device(device))
     outcome = _train(model, learn, judge, places, watch)
-    model.known = replace(known, steps=outcome.step)
+    model.known = replace(model.known, steps=outcome.step)
     return Trained(model.eval(), outcome, failures, reports)
 
 
@@ -149,11 +149,13 @@ def _train(
             watch(model)
         return -sum(found) / VALIDATED
 
-    def batch(number: int) -> Noisy:
-        return _noisy(learn, categories, range(number * config.batch_size, (number + 1) * config.batch_size), TRAIN)
+    def batch(number: int, size: int) -> Noisy:
+        return _noisy(learn, categories, range(number * size, (number + 1) * size), TRAIN)
 
     plan = config.counted(len(learn) / config.batch_size)
-    outcome = optimise(loss, model.network, batch, plan, validate, _unfinished(model, places, ""))
+    outcome = optimise(
+        loss, model.network, partial(batch, size=config.batch_size), plan, validate, _unfinished(model, places, "")
+    )
     if model.classifier is not None:
         classifier = model.classifier
 
@@ -162,7 +164,8 @@ def _train(
             return {"category": classifier_loss(classifier(diffused(schedule, time, image, noise), time), label)}
 
         own = replace(config, steps=config.classifier_steps, epochs=None, minutes=None, accumulate=1, average=0.0)
-        optimise(name_loss, classifier, batch, own.counted(0), None, _unfinished(model, places, ".classifier"))
+        batches = partial(batch, size=config.classifier_batch_size)
+        optimise(name_loss, classifier, batches, own.counted(0), None, _unfinished(model, places, ".classifier"))
     return outcome
 
 
