@@ -9,8 +9,8 @@ import pytest
 import blemish
 import textures
 from blemish import scoring
-from blemish.dataset import Views
 from blemish.detector import infer
+from blemish.parts import Views
 from blemish.predictions import find_pictures, part_table, predict, summary, write_parts
 from blemish.scoring import decide_parts, judge
 from blemish.types import Calibration, Decider, Policy, pool

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 from rich.console import Console
 from tyro.conf import Positional, arg
 
-from blemish.parts import MissingViews
+from blemish.parts import MissingViews, Views
 from blemish.types import Failure, Policy
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class DataOptions:
             seed: Decides which pictures are held out.
             known: Categories that are meant when none is named, where the dataset has any of them.
         """
-        from blemish.dataset import Views, open_dataset
+        from blemish.dataset import open_dataset
 
         data = open_dataset(
             self.dataset,

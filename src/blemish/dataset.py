@@ -34,7 +34,7 @@ import numpy as np
 
 from blemish import images, registry
 from blemish.errors import ConfigError, DatasetError, ImageError, ShapeError, not_among
-from blemish.parts import MissingViews, check_views, whole_parts, with_views
+from blemish.parts import Views, whole_parts
 from blemish.types import Batch, Failure, Preprocessing, Sample, Split
 
 # fmt: off
@@ -136,20 +136,6 @@ class Dataset:
     @cached_property
     def _by_category(self) -> dict[str, list[Sample]]:
         return _grouped(self.samples)
-
-
-@dataclass(frozen=True, slots=True)
-class Views:
-    """How pictures are joined to parts."""
-
-    pattern: str = ""
-    """Regular expression with groups `part` and `view`, for the names of pictures; empty: as the layout says."""
-    missing: MissingViews = "keep"
-    """What becomes of parts that lack views."""
-
-    def join(self, samples: list[Sample]) -> list[Sample]:
-        """The samples with their parts and views, those that may be used."""
-        return check_views(with_views(samples, self.pattern) if self.pattern else samples, self.missing)
 
 
 def open_dataset(  # noqa: PLR0913 - each is an option of its own

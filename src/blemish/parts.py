@@ -6,7 +6,7 @@ A picture that belongs to no part is a part of its own.
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from blemish.errors import ConfigError, DatasetError
@@ -128,3 +128,17 @@ def _refuse_twice(views: Iterable[Sample]) -> None:
             f'part {own[0].part} of {own[0].category} has view "{view}" {count} times ({same[0]}, {same[1]}); expected '
             "each view once. Keep one of them, or give the parts different names."
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Views:
+    """How pictures are joined to parts."""
+
+    pattern: str = ""
+    """Regular expression with groups `part` and `view`, for the names of pictures; empty: as the layout says."""
+    missing: MissingViews = "keep"
+    """What becomes of parts that lack views."""
+
+    def join(self, samples: list[Sample]) -> list[Sample]:
+        """The samples with their parts and views, those that may be used."""
+        return check_views(with_views(samples, self.pattern) if self.pattern else samples, self.missing)

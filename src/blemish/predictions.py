@@ -12,8 +12,9 @@ from rich.text import Text
 
 from blemish import files, images
 from blemish.artifact import Predictor
-from blemish.dataset import MASK_FOLDERS, Views
+from blemish.dataset import MASK_FOLDERS
 from blemish.errors import DatasetError
+from blemish.parts import Views
 from blemish.progress import track
 from blemish.scoring import Judged, Scored, ScoredPart, judge
 from blemish.types import Failure, Policy, Sample

@@ -8,7 +8,7 @@ from tyro.conf import Positional, arg
 
 from blemish.command import DetectorOptions, report_failures, say
 from blemish.errors import ConfigError, DatasetError, not_among
-from blemish.parts import MissingViews
+from blemish.parts import MissingViews, Views
 from blemish.types import Failure
 
 
@@ -42,7 +42,6 @@ class Predict:
     def __call__(self) -> int:
         """Predicts, writes, prints."""
         from blemish import predictions, scoring
-        from blemish.dataset import Views
         from blemish.files import check_writable
 
         if self.maps and self.out_dir is None:
