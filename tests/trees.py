@@ -124,6 +124,31 @@ _MANIFEST = {
     "truth/c0-right.png": BLANK,
 }
 
+
+def realiad(category: str) -> dict[str, str]:
+    """Pictures of Real-IAD in the folder of a category: three good parts and a pitted one, two views each."""
+    files = {
+        f"OK/S000{part}/{category}_000{part}_OK_C{view}_20231021.jpg": GOOD for part in (1, 2, 3) for view in (1, 2)
+    }
+    bad = f"NG/AK/S0001/{category}_0001_NG_AK_C{{}}_20231021"
+    return files | {f"{bad.format(1)}.jpg": BAD, f"{bad.format(1)}.png": MASK, f"{bad.format(2)}.jpg": GOOD}
+
+
+def realiad_list(category: str) -> str:
+    """The list of them: the third good part is tested, and the pit shows in one view only."""
+
+    def row(path: str, code: str, mask: str | None = None) -> dict[str, str | None]:
+        return {"category": category, "anomaly_class": code, "image_path": path, "mask_path": mask}
+
+    paths = [path for path in realiad(category) if path.endswith(".jpg")]
+    train = [row(path, "OK") for path in paths if ("S0001" in path and "OK" in path) or "S0002" in path]
+    test = [row(path, "OK") for path in paths if "S0003" in path]
+    test += [
+        row(path, "AK", path.replace(".jpg", ".png") if "_C1_" in path else None) for path in paths if "NG" in path
+    ]
+    return json.dumps({"meta": {"prefix": f"{category}/", "normal_class": "OK"}, "train": train, "test": test})
+
+
 TREES: dict[str, Tree] = {
     "mvtec_ad": Tree(
         "mvtec",
@@ -394,5 +419,25 @@ TREES: dict[str, Tree] = {
         },
         {"lid": Counts(5, 1, 2, 1)},
         root="list.jsonl",
+    ),
+    "realiad": Tree(
+        "realiad",
+        {
+            f"{name}{end}": content
+            for name in ("mint", "pcb")
+            for end, content in [
+                (".json", realiad_list(name)),
+                *((f"/{path}", content) for path, content in realiad(name).items()),
+            ]
+        },
+        {"mint": Counts(4, 3, 1, 1), "pcb": Counts(4, 3, 1, 1)},
+    ),
+    "realiad_downloaded": Tree(
+        "realiad",
+        {
+            "realiad_jsons/realiad_jsons/mint.json": realiad_list("mint"),
+            **{f"realiad_512/mint/mint/{path}": content for path, content in realiad("mint").items()},
+        },
+        {"mint": Counts(4, 3, 1, 1)},
     ),
 }

@@ -1,4 +1,4 @@
-"""Sine-filled tensors: the inputs and weights of the goldens of RealNet."""
+"""Sine-filled tensors: the inputs and weights of the goldens of RealNet and MVAD."""
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ def wave(*shape: int, offset: float) -> Tensor:
 
 def fill(module: nn.Module, amplitude: float) -> nn.Module:
     """Sets parameter number i to waves of offset 0.1 i: scales of norms around 1, biases and all else around 0."""
-    norms = (nn.GroupNorm, nn.BatchNorm2d)
+    norms = (nn.GroupNorm, nn.BatchNorm2d, nn.LayerNorm)
     scales = {id(child.weight) for child in module.modules() if isinstance(child, norms) and child.weight is not None}
     with torch.no_grad():
         for number, (name, parameter) in enumerate(module.named_parameters()):

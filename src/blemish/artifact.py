@@ -17,7 +17,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -29,7 +29,7 @@ from blemish import images, registry
 from blemish.errors import ArtifactError, ConfigError, ShapeError
 from blemish.files import replacing_together
 from blemish.headers import from_plain, versions
-from blemish.images import Floats
+from blemish.images import Floats, check_batch
 from blemish.types import Calibration, Decider, Fitted, Parity, Policy, Prediction, Preprocessing, RunPrecision, pool
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ VERSION = 1
 BATCH = 4
 """Files that are predicted together: few, because large temporaries cost more than they save on a CPU."""
 Run = Callable[[Floats], Prediction[Floats]]
+Look = Callable[[Floats, Sequence[Hashable]], Prediction[Floats]]
 
 
 @dataclass(frozen=True)
@@ -100,15 +101,17 @@ class Export:
 class Predictor:
     """A trained detector at work: the same interface whatever file it came from."""
 
-    def __init__(self, header: Header, run: Run) -> None:
+    def __init__(self, header: Header, run: Run, look: Look | None = None) -> None:
         """Joins a header and what computes.
 
         Args:
             header: The artifact's.
             run: Gives the prediction for images (B, 3, H, W) float32 in [0, 1] of the artifact's size.
+            look: The same where it is said what part each shows; for models that look at views together.
         """
         self.header = header
         self._run = run
+        self._look = look
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -143,12 +146,27 @@ class Predictor:
         if isinstance(pictures, str | Path):
             pictures = [pictures]
         if not isinstance(pictures, Sequence):
-            return self._run(images.check_batch(pictures, self.preprocessing.image_size))
+            return self._run(check_batch(pictures, self.preprocessing.image_size))
         if not pictures:
             raise ShapeError("pictures is empty; expected at least one file or image.")
         read = [self._run(self._read(pictures[at : at + BATCH])) for at in range(0, len(pictures), BATCH)]
         anomaly_map, image_score = (np.concatenate(parts) for parts in zip(*read, strict=True))
         return Prediction(anomaly_map, image_score)
+
+    def predict_parts(self, images: Floats, parts: Sequence[Hashable]) -> Prediction[Floats]:
+        """How abnormal images are, and where, of which those with equal `parts` are views of one part.
+
+        Args:
+            images: (B, 3, H, W) float32 RGB in [0, 1], all views of each part.
+            parts: What part each shows.
+
+        Raises:
+            ShapeError: no such images, or not a part for each.
+        """
+        batch = check_batch(images, self.preprocessing.image_size)
+        if len(parts) != len(batch):
+            raise ShapeError(f"there are {len(batch)} images and {len(parts)} names of parts; expected one for each.")
+        return self._run(batch) if self._look is None else self._look(batch, parts)
 
     def _read(self, paths: Sequence[str | Path]) -> Floats:
         return np.stack([images.to_chw(images.read(path), self.preprocessing, str(path)) for path in paths])

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 from rich.console import Console
 from tyro.conf import Positional, arg
 
+from blemish.parts import MissingViews, Views
 from blemish.types import Failure, Policy
 
 if TYPE_CHECKING:
@@ -50,6 +51,10 @@ class DataOptions:
     """Folder of the good pictures to learn from, in place of the layout's own."""
     validation_fraction: float = 0.2
     """Share of the good training pictures that is held out to set the threshold."""
+    view_pattern: str = ""
+    """Regular expression that joins pictures to parts by their names, such as (?P<part>.+)_C(?P<view>\\d+)."""
+    missing_views: MissingViews = "keep"
+    """Keep parts that lack views, drop them, or stop with an error."""
 
     def open(self, *, seed: int = 0, known: Sequence[str] = ()) -> "Dataset":
         """The dataset, described in a sentence for each category.
@@ -66,6 +71,7 @@ class DataOptions:
             category=[name.strip() for name in self.category.split(",") if name.strip()],
             train_dir=self.train_dir,
             validation_fraction=self.validation_fraction,
+            views=Views(self.view_pattern, self.missing_views),
             seed=seed,
         )
         common = [name for name in data.categories if name in known]

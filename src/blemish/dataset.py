@@ -7,6 +7,8 @@ A dataset layout is one file in `datasets/`. It is a module with
   "train/good"; empty when that is not a matter of folders;
 - optionally `APART: bool`, True where no model may learn two categories, because what is good in one
   is defective in another;
+- optionally `SPLITS_GOOD: bool`, True where folders don't say which good pictures are to be tested on:
+  a share of them, whole parts, goes there after reading;
 - `categories(root: Path) -> list[str]`, the categories found in `root`, sorted; empty when `root`
   does not have this layout. It looks at names, and never raises for what another layout may know;
 - `read(root: Path, category: str) -> list[Sample]`, all samples of one of them, in any order.
@@ -24,7 +26,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -32,6 +34,7 @@ import numpy as np
 
 from blemish import images, registry
 from blemish.errors import ConfigError, DatasetError, ImageError, ShapeError, not_among
+from blemish.parts import Views, whole_parts
 from blemish.types import Batch, Failure, Preprocessing, Sample, Split
 
 # fmt: off
@@ -135,13 +138,14 @@ class Dataset:
         return _grouped(self.samples)
 
 
-def open_dataset(
+def open_dataset(  # noqa: PLR0913 - each is an option of its own
     layout: str,
     root: str | os.PathLike[str],
     *,
     category: str | Sequence[str] | None = None,
     train_dir: str | os.PathLike[str] | None = None,
     validation_fraction: float = 0.2,
+    views: Views | None = None,
     seed: int = 0,
 ) -> Dataset:
     """The dataset in a folder.
@@ -154,6 +158,7 @@ def open_dataset(
             `root` or absolute.
         validation_fraction: Share of the good training pictures that is held out for calibration,
             where the layout has no validation split of its own; at least one picture.
+        views: How pictures are joined to parts; as the layout says, if not given.
         seed: Decides which pictures these are.
 
     Raises:
@@ -172,6 +177,9 @@ def open_dataset(
     samples = [sample for name in wanted for sample in module.read(root, name)]
     if train_dir is not None:
         samples = _with_train_dir(samples, (root.parent if root.is_file() else root) / train_dir, wanted)
+    samples = (views or Views()).join(samples)
+    if getattr(module, "SPLITS_GOOD", False):
+        samples = [sample for own in _grouped(samples).values() for sample in split_good(own)]
     held_out = hold_out(samples, validation_fraction, seed)
     held_out.sort(key=lambda sample: (sample.category, str(sample.path)))
     apart = bool(getattr(module, "APART", False))
@@ -194,12 +202,28 @@ def read_batches(
         batch_size: The number of pictures in a batch; fewer in the last, and where one failed.
         failures: Grows by the pictures that could not be read.
     """
+    return _read(samples, preprocessing, repeat(batch_size), failures)
+
+
+def read_parts(
+    samples: Sequence[Sample], preprocessing: Preprocessing, batch_size: int, failures: list[Failure]
+) -> Iterator[Batch]:
+    """The same with all views of a part in one batch, which is larger where a part is; views follow on one another."""
+    batches = whole_parts(samples, batch_size)
+    ordered = [samples[place] for batch in batches for place in batch]
+    return _read(ordered, preprocessing, map(len, batches), failures)
+
+
+def _read(
+    samples: Sequence[Sample], preprocessing: Preprocessing, sizes: Iterable[int], failures: list[Failure]
+) -> Iterator[Batch]:
+    """Batches of these sizes; what can't be read leaves them smaller."""
     workers = min(8, os.cpu_count() or 1)
     pool = ThreadPoolExecutor(workers)
     pending: deque[tuple[Sample, Future[tuple[images.Floats, tuple[int, int]]]]] = deque()
     waiting = iter(samples)
     try:
-        while True:
+        for batch_size in sizes:
             ahead = batch_size + 2 * workers - len(pending)
             pending.extend(
                 (sample, pool.submit(read_image, sample.path, preprocessing)) for sample in islice(waiting, ahead)

@@ -8,8 +8,9 @@ holding out and calibrating) happens here, once.
 import hashlib
 import itertools
 import json
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -18,10 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from blemish import images, registry
-from blemish.dataset import Dataset, digest, hold_out, read_batches
+from blemish.dataset import Dataset, digest, hold_out, read_parts
 from blemish.errors import ConfigError, DatasetError, not_among
 from blemish.images import Floats
 from blemish.nn.backbone import DEFAULT, fingerprint
+from blemish.parts import part_of
 from blemish.progress import bar
 from blemish.training import Plan, TrainingConfig, Unfinished, choose_device
 from blemish.types import (
@@ -108,6 +110,13 @@ class Detector(nn.Module, ABC):
     def forward(self, image: Tensor) -> Prediction[Tensor]:
         """Prediction for images (B, 3, H, W) float32 RGB in [0, 1]; normalises inside, pure, exportable."""
 
+    def look(self, image: Tensor, parts: Sequence[Hashable]) -> Prediction[Tensor]:  # noqa: ARG002 - for others
+        """Prediction for images (B, 3, H, W) of which those with equal `parts` are views of one part.
+
+        A model that looks at each picture alone has nothing to do here.
+        """
+        return self(image)  # type: ignore[no-any-return]
+
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Takes over a saved `state_dict`; buffers that `learn` sizes take the saved size.
 
@@ -130,7 +139,8 @@ class Detector(nn.Module, ABC):
         if self.unfinished is None:
             return None
         frozen = {name: value for name, value in self.state_dict().items() if name.startswith("backbone.")}
-        known = [asdict(self.config), sorted(digest(sample.path) for sample in data.train), fingerprint(frozen)]
+        pictures = sorted((digest(sample.path), sample.part, sample.view) for sample in data.train)
+        known = [asdict(self.config), pictures, fingerprint(frozen)]
         return Unfinished(self.unfinished, hashlib.sha256(json.dumps(known).encode()).hexdigest())
 
     @property
@@ -185,10 +195,13 @@ class Detector(nn.Module, ABC):
         held_out = [sample for sample in data.validation if sample.category == category]
         scores: list[float] = []
         maxima: list[float] = []
+        parts: dict[Hashable, float] = {}
         with bar(f"Calibrate {category}", len(held_out)) as drawn:
-            for batch in read_batches(held_out, preprocessing, self.config.batch_size, self.failures):
-                prediction = infer(self, batch.images)
+            for batch in read_parts(held_out, preprocessing, self.config.batch_size, self.failures):
+                prediction = infer(self, batch.images, [part_of(sample) for sample in batch.samples])
                 scores += prediction.image_score.tolist()
+                for sample, score in zip(batch.samples, prediction.image_score.tolist(), strict=True):
+                    parts[part_of(sample)] = max(score, parts.get(part_of(sample), -math.inf))
                 maxima += prediction.anomaly_map.max(axis=(1, 2)).tolist()
                 drawn.advance(len(batch.samples))
         if not scores:
@@ -196,7 +209,10 @@ class Detector(nn.Module, ABC):
                 f"{category} has no good picture left to calibrate on; expected at least 2 good training "
                 "pictures that can be read, one of which is held out (100 or more make a useful promise)."
             )
-        return Calibration(tuple(sorted(scores)), tuple(sorted(maxima)))
+        has_views = len(parts) < len(scores)
+        return Calibration(
+            tuple(sorted(scores)), tuple(sorted(maxima)), tuple(sorted(parts.values())) if has_views else ()
+        )
 
 
 def create(
@@ -267,10 +283,16 @@ def configure(config: DetectorConfig, changes: Mapping[str, Any]) -> DetectorCon
         ) from error
 
 
-def infer(detector: Detector, image: Floats) -> Prediction[Floats]:
-    """What a detector says of images (B, 3, H, W) float32 in [0, 1], as NumPy arrays."""
+def infer(detector: Detector, image: Floats, parts: Sequence[Hashable] | None = None) -> Prediction[Floats]:
+    """What a detector says of images (B, 3, H, W) float32 in [0, 1], as NumPy arrays.
+
+    Args:
+        detector: A trained one.
+        image: The images.
+        parts: What part each shows; each another one, if not given.
+    """
     with torch.inference_mode():
-        anomaly_map, image_score = detector(to_tensor(image, detector))
+        anomaly_map, image_score = detector.look(to_tensor(image, detector), parts or range(len(image)))
     return Prediction(anomaly_map.float().cpu().numpy(), image_score.float().cpu().numpy())
 
 

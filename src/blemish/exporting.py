@@ -41,8 +41,13 @@ def to_onnx(detector: "Detector") -> bytes:
     import onnxscript  # noqa: F401 - torch would say less clearly that it is missing
     import torch
 
-    from blemish.detector import infer
+    from blemish.detector import Detector, infer
 
+    if type(detector).look is not Detector.look:
+        raise ExportError(
+            f"{type(detector).__name__} looks at the views of a part together, which no exported graph does; "
+            "expected a model that looks at each picture alone: keep the .blemish file."
+        )
     height, width = detector.config.image_size
     example = np.zeros((2, 3, height, width), np.float32)
     detector = detector.to("cpu").train(mode=False)

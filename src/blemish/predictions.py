@@ -14,13 +14,15 @@ from blemish import files, images
 from blemish.artifact import Predictor
 from blemish.dataset import MASK_FOLDERS
 from blemish.errors import DatasetError
+from blemish.parts import Views
 from blemish.progress import track
-from blemish.scoring import Judged, Scored, judge
+from blemish.scoring import Judged, Scored, ScoredPart, judge
 from blemish.types import Failure, Policy, Sample
 
 ROWS = 40
 """Pictures that the table shows, at most."""
 WHITE = (255, 255, 255)
+_COLOURS = {"good": "green", "review": "yellow", "defective": "red"}
 
 
 def find_pictures(places: Sequence[Path], out_dir: Path | None = None) -> list[Path]:
@@ -51,6 +53,7 @@ def predict(
     *,
     category: str = "",
     policy: Policy | None = None,
+    views: Views | None = None,
 ) -> Iterator[Judged]:
     """Each picture with its map, score, decision and regions.
 
@@ -60,8 +63,13 @@ def predict(
         failures: Grows by the pictures that could not be read.
         category: Whose threshold decides; that of all categories together when it is empty.
         policy: Another false-reject rate than the artifact's own.
+        views: How pictures are joined to parts; each is a part of its own, if not given.
+
+    Raises:
+        DatasetError: they can't be joined like that.
     """
     samples = [Sample(path=path, category=category, split="test", is_anomalous=None) for path in pictures]
+    samples = (views or Views()).join(samples)
     return iter(track(judge(predictor, samples, failures, policy), "Predict", len(samples)))
 
 
@@ -112,16 +120,33 @@ def table(scored: Sequence[Scored]) -> Table:
     shown = Table(title=None, show_edge=False)
     for name in ("picture", "image_score", "calibrated_score", "decision", "regions"):
         shown.add_column(name, justify="left" if name in ("picture", "decision") else "right", overflow="fold")
-    colours = {"good": "green", "review": "yellow", "defective": "red"}
     for row in sorted(scored, key=lambda row: -row.image_score)[:ROWS]:
         numbers = f"{row.image_score:.5g}", f"{row.calibrated_score:.3f}"
-        decision = Text(row.decision, style=colours[row.decision])
+        decision = Text(row.decision, style=_COLOURS[row.decision])
         shown.add_row(Path(row.path).name, *numbers, decision, str(len(row.regions)))
     return shown
 
 
-def summary(scored: Sequence[Scored]) -> str:
-    """How many pictures were decided how.
+def write_parts(parts: Sequence[ScoredPart], out_dir: Path) -> None:
+    """Writes a JSON object for each part to `parts.jsonl` in that folder."""
+    files.write_text(out_dir / "parts.jsonl", "".join(f"{part.line()}\n" for part in parts))
+
+
+def part_table(parts: Sequence[ScoredPart]) -> Table:
+    """The parts with the highest scores first, a line each."""
+    shown = Table(title=None, show_edge=False)
+    for name in ("part", "part_score", "calibrated_score", "decision", "worst_view", "views"):
+        is_text = name in ("part", "decision", "worst_view")
+        shown.add_column(name, justify="left" if is_text else "right", overflow="fold")
+    for row in sorted(parts, key=lambda row: -row.part_score)[:ROWS]:
+        numbers = f"{row.part_score:.5g}", f"{row.calibrated_score:.3f}"
+        decision = Text(row.decision, style=_COLOURS[row.decision])
+        shown.add_row(row.part, *numbers, decision, row.worst_view, str(len(row.views)))
+    return shown
+
+
+def summary(scored: Sequence[Scored | ScoredPart], noun: str = "pictures") -> str:
+    """How many pictures, or parts, were decided how.
 
     >>> summary([])
     '0 pictures: 0 defective, 0 good.'
@@ -129,7 +154,7 @@ def summary(scored: Sequence[Scored]) -> str:
     counts = Counter(row.decision for row in scored)
     review = f"{counts['review']} to review, " if counts["review"] else ""
     hidden = f" The {ROWS} highest scores are shown." if len(scored) > ROWS else ""
-    return f"{len(scored)} pictures: {counts['defective']} defective, {review}{counts['good']} good.{hidden}"
+    return f"{len(scored)} {noun}: {counts['defective']} defective, {review}{counts['good']} good.{hidden}"
 
 
 def _below(folder: Path, out_dir: Path | None) -> list[Path]:

@@ -42,9 +42,7 @@ class Finder:
         # Dots are taken out first, so that what is checked is what will be opened.
         path = Path(os.path.normpath(self.root / name.replace("\0", "\N{REPLACEMENT CHARACTER}")))
         if not path.is_relative_to(self.root) or not self._resolve(path).is_relative_to(self._real_root):
-            raise DatasetError(
-                f'{place}: "{name}" leads out of {self.folder}; expected a path inside it, where the manifest lies.'
-            )
+            raise DatasetError(f'{place}: "{name}" leads out of {self.folder}; expected a path inside it.')
         if not path.is_file():
             raise DatasetError(
                 f'{place}: there is no file "{name}" in {self.folder}; expected the path of a picture from there.'

@@ -17,12 +17,13 @@ import numpy as np
 
 from blemish import __version__
 from blemish.artifact import BATCH, Header, Predictor
-from blemish.dataset import Dataset, digest, read_batches, read_mask
+from blemish.dataset import Dataset, digest, read_mask, read_parts
 from blemish.errors import BlemishError, DatasetError, ImageError, MetricError, OutputError
 from blemish.files import write_text
 from blemish.headers import from_plain
 from blemish.images import Floats
 from blemish.metric import Evaluation, Mode, Options, Results
+from blemish.parts import part_of
 from blemish.progress import bar
 from blemish.types import Decider, Decision, Failure, Policy, Sample
 
@@ -60,6 +61,33 @@ class Scored:
     is_anomalous: bool | None = None
     """What is known of it."""
     defect: str = ""
+    part: str = ""
+    """The part it is a view of; empty when it is a part of its own."""
+    view: str = ""
+
+    def line(self) -> str:
+        """One JSON object in one line; a score that is not a number is null."""
+        values = {key: value for key, value in asdict(self).items() if value not in (None, "")}
+        return json.dumps(_finite(values), allow_nan=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredPart:
+    """One part, and what the predictor says of all its views together."""
+
+    part: str
+    part_score: float
+    """The highest image score of its views."""
+    calibrated_score: float
+    """The same between 0 and 1, with 0.5 at the threshold for parts."""
+    decision: Decision
+    worst_view: str
+    """The view, or where views have no names the picture, with that score."""
+    views: dict[str, float]
+    """{path: image score}."""
+    category: str = ""
+    is_anomalous: bool | None = None
+    """What is known of it: defective if any view is."""
 
     def line(self) -> str:
         """One JSON object in one line; a score that is not a number is null."""
@@ -101,6 +129,8 @@ class Report:
     """{path: sample}."""
     learned: tuple[str, ...] = ()
     """Good test pictures that the detector has learned from, so that it knows them."""
+    parts: list[ScoredPart] = field(default_factory=list)
+    """Every part that pictures are said to be views of."""
     progress: Path | None = None
     """Where the scores are kept until `forget`, so that a report that can't be written loses none."""
 
@@ -117,6 +147,7 @@ class Report:
             "tested_on": self.sentences,
             "thresholds": {category: _thresholds(decider) for category, decider in self.deciders.items()},
             "pictures": len(self.scored),
+            "parts": [_finite(asdict(part)) for part in self.parts],
             "learned_from": list(self.learned),
             "failures": [{"path": str(failure.path), "reason": failure.reason} for failure in self.failures],
         }
@@ -127,6 +158,8 @@ def judge(
 ) -> Iterator[Judged]:
     """Every picture that can be read, in order, with its map, score, decision and regions.
 
+    The views of a part follow on its first one.
+
     Args:
         predictor: A loaded artifact.
         samples: Pictures; those of a category that the artifact was not calibrated for are decided
@@ -135,8 +168,8 @@ def judge(
         policy: Another false-reject rate than the artifact's own.
     """
     deciders = {category: predictor.decider(category, policy) for category in {item.category for item in samples}}
-    for batch in read_batches(samples, predictor.preprocessing, BATCH, failures):
-        prediction = predictor.predict(batch.images)
+    for batch in read_parts(samples, predictor.preprocessing, BATCH, failures):
+        prediction = predictor.predict_parts(batch.images, [part_of(sample) for sample in batch.samples])
         rows = zip(
             batch.samples, batch.images, batch.sizes, prediction.anomaly_map, prediction.image_score, strict=True
         )
@@ -152,8 +185,46 @@ def judge(
                 regions=find_regions(anomaly_map, decider.pixel, size) or _highest(anomaly_map, decision, size),
                 is_anomalous=sample.is_anomalous,
                 defect=sample.defect,
+                part=sample.part,
+                view=sample.view,
             )
             yield Judged(sample, scored, image, anomaly_map, decider)
+
+
+def decide_parts(predictor: Predictor, scored: Sequence[Scored], policy: Policy | None = None) -> list[ScoredPart]:
+    """What the predictor says of each part, in order of their first views.
+
+    A picture that belongs to no part is one, named by its path; where all are such, there are no parts.
+
+    Args:
+        predictor: What judged the pictures.
+        scored: All views.
+        policy: Another false-reject rate than the artifact's own.
+    """
+    if not any(row.part for row in scored):
+        return []
+    views: dict[tuple[str, str], list[Scored]] = {}
+    for row in scored:
+        views.setdefault((row.category, row.part or row.path), []).append(row)
+    found = []
+    for (category, part), own in views.items():
+        decider = predictor.decider(category, policy).of_parts()
+        # A score that is not a number is the highest of all: such a part is never good.
+        worst = max(own, key=lambda row: math.inf if math.isnan(row.image_score) else row.image_score)
+        known = [row.is_anomalous for row in own]
+        found.append(
+            ScoredPart(
+                part=part,
+                part_score=worst.image_score,
+                calibrated_score=decider.calibrated(worst.image_score),
+                decision=decider.decide(worst.image_score),
+                worst_view=worst.view or worst.path,
+                views={row.path: row.image_score for row in own},
+                category=category,
+                is_anomalous=True if True in known else None if None in known else False,
+            )
+        )
+    return found
 
 
 def find_regions(anomaly_map: Floats, threshold: float, picture_size: tuple[int, int]) -> tuple[Region, ...]:
@@ -220,11 +291,15 @@ def score(
     options = options or Options()
     intervals = options.resamples > 0
     work = _Work(_progress_folder(predictor, samples, (policy, mode, intervals)) if resume else None, mode, intervals)
-    left = [sample for sample in samples if str(sample.path) not in work.done]
+    done = work.done
+    # A part that was half done is looked at whole again, because its views may look at one another.
+    unfinished = {part_of(sample) for sample in samples if str(sample.path) not in done}
+    left = [sample for sample in samples if part_of(sample) in unfinished]
     with bar("Score", len(samples)) as drawn:
         drawn.advance(len(samples) - len(left))
         for judged in judge(predictor, left, work.failures, policy):
-            work.add(judged)
+            if str(judged.sample.path) not in done:
+                work.add(judged)
             drawn.advance()
     work.save()
     if not work.rows:
@@ -233,15 +308,17 @@ def score(
         )
     deciders = {category: predictor.decider(category, policy) for category in data.categories}
     thresholds = {category: decider.reject.value for category, decider in deciders.items()}
+    scored = [work.rows[str(sample.path)] for sample in samples if str(sample.path) in work.rows]
     return Report(
         header=predictor.header,
         sentences=data.sentences(),
         deciders=deciders,
         results=work.evaluation.compute(replace(options, thresholds=thresholds)),
-        scored=[work.rows[str(sample.path)] for sample in samples if str(sample.path) in work.rows],
+        scored=scored,
         failures=work.failures,
         samples={str(sample.path): sample for sample in samples},
         learned=_learned(predictor, [sample for sample in samples if str(sample.path) in work.rows]),
+        parts=decide_parts(predictor, scored, policy),
         progress=work.folder,
     )
 
@@ -334,7 +411,9 @@ def _progress_folder(predictor: Predictor, samples: Sequence[Sample], options: o
 
 
 def _thresholds(decider: Decider) -> dict[str, Any]:
-    found = {"reject": asdict(decider.reject), "pixel": decider.pixel}
+    found: dict[str, Any] = {"reject": asdict(decider.reject), "pixel": decider.pixel}
+    if decider.calibration.part_scores:
+        found["part_reject"] = asdict(decider.of_parts().reject)
     return found if decider.review is None else found | {"review": asdict(decider.review)}
 
 

@@ -6,7 +6,7 @@ grid, `V` views, `K` regions, `D` embedding width, `M` memory entries. Sizes are
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
@@ -21,6 +21,7 @@ Split = Literal["train", "validation", "test"]
 Decision = Literal["good", "review", "defective"]
 RunPrecision = Literal["fp32", "fp16", "bf16"]
 """What an exported network computes in."""
+Unit = Literal["pictures", "parts"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +138,9 @@ class Threshold:
     promised: float
     """The rate that the number of good pictures allows to promise."""
     good_pictures: int
-    """How many good pictures, held out of training, it rests on."""
+    """How many good pictures (or parts), held out of training, it rests on."""
+    unit: Unit = "pictures"
+    """Whether it is for pictures or for parts seen in several."""
 
     @property
     def is_kept(self) -> bool:
@@ -152,9 +155,9 @@ class Threshold:
         """
         promise = f"threshold {self.value:.6g}: at most {one_in(self.promised)} good parts is expected above it"
         if self.is_kept:
-            return f"{promise} ({self.good_pictures} good pictures held out of training)."
+            return f"{promise} ({self.good_pictures} good {self.unit} held out of training)."
         return (
-            f"{promise}. To promise {one_in(self.asked)} takes {good_pictures_for(self.asked)} good pictures held "
+            f"{promise}. To promise {one_in(self.asked)} takes {good_pictures_for(self.asked)} good {self.unit} held "
             f"out of training; there are {self.good_pictures}."
         )
 
@@ -171,6 +174,16 @@ class Calibration:
     """Image scores of the held-out good pictures, sorted ascending."""
     map_maxima: tuple[float, ...]
     """Maxima of their anomaly maps, sorted ascending."""
+    part_scores: tuple[float, ...] = ()
+    """Part scores of the held-out good parts, sorted ascending; empty where each picture is a part of its own."""
+    unit: Unit = "pictures"
+    """What `image_scores` are of."""
+
+    def of_parts(self) -> "Calibration":
+        """The same for parts: a part's score is the highest of its views', and thresholds keep their promise for it."""
+        if not self.part_scores:
+            return self
+        return replace(self, image_scores=self.part_scores, part_scores=(), unit="parts")
 
     def threshold(self, max_false_reject: float) -> Threshold:
         """The split-conformal threshold on the image score.
@@ -182,7 +195,7 @@ class Calibration:
 
         Source: arXiv 2107.07511, section 1 (split conformal prediction).
         """
-        return _conformal(self.image_scores, max_false_reject)
+        return replace(_conformal(self.image_scores, max_false_reject), unit=self.unit)
 
     def pixel_threshold(self, max_false_reject: float) -> float:
         """The value that the whole map of a good part stays below, with the same promise."""
@@ -319,6 +332,9 @@ def pool(calibrations: Iterable[Calibration]) -> Calibration:
     return Calibration(
         tuple(sorted(score for part in parts for score in part.image_scores)),
         tuple(sorted(maximum for part in parts for maximum in part.map_maxima)),
+        tuple(sorted(score for part in parts for score in part.of_parts().image_scores))
+        if any(part.part_scores for part in parts)
+        else (),
     )
 
 
@@ -344,6 +360,10 @@ class Decider:
     def pixel(self) -> float:
         """Map values above it belong to a predicted region."""
         return self.calibration.pixel_threshold(self.policy.max_false_reject)
+
+    def of_parts(self) -> "Decider":
+        """What decides on parts by their highest image score; the same where parts were not calibrated."""
+        return replace(self, calibration=self.calibration.of_parts())
 
     def sentences(self) -> list[str]:
         """What is promised, in words: of rejecting and, where there is a grey zone, of stopping at all."""

@@ -74,3 +74,21 @@ def test_an_unknown_category_is_decided_by_all_together_and_that_is_said(artifac
     assert {line.get("category") for line in lines["clot"]} == {None}
     assert {line["category"] for line in lines["cloth"]} == {"cloth"}
     assert [line["image_score"] for line in lines["clot"]] == [line["image_score"] for line in lines["cloth"]]
+
+
+PATTERN = r"(?P<part>.+)(?P<view>[01])$"
+
+
+def test_views_are_joined_and_told_by_part(artifact, data, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert call("predict", artifact, data / "cloth/test/blob", "--view-pattern", PATTERN, "--out-dir", out) == 0
+    printed = capsys.readouterr().out
+    assert "5 parts: 5 defective, 0 good." in printed  # 000 and 001 are one, 002 to 005 fit no pattern
+    assert "not calibrated on parts" in printed
+    assert len((out / "parts.jsonl").read_text().splitlines()) == 5
+
+
+def test_a_pattern_that_fits_nothing_is_status_2(artifact, data, capsys):
+    pattern = "(?P<part>x+)_C(?P<view>y)"
+    assert call("predict", artifact, data / "cloth/test/good", "--view-pattern", pattern) == command.FAILED
+    assert "fits none of the 6 pictures; it was tried on 000.png, 001.png, 002.png" in capsys.readouterr().err

@@ -136,7 +136,7 @@ def test_a_manifest_reached_by_a_link_may_use_its_own_folder(tmp_path: Path) -> 
     assert len(open_dataset("auto", tmp_path / "link").samples) == 1
 
 
-LEADS_OUT = "leads out of ROOT; expected a path inside it, where the manifest lies."
+LEADS_OUT = "leads out of ROOT; expected a path inside it."
 NO_FILE = "in ROOT; expected the path of a picture from there."
 
 

@@ -8,6 +8,7 @@ from tyro.conf import Positional, arg
 
 from blemish.command import DetectorOptions, report_failures, say
 from blemish.errors import ConfigError, DatasetError, not_among
+from blemish.parts import MissingViews, Views
 from blemish.types import Failure
 
 
@@ -19,6 +20,10 @@ class PictureOptions:
     """Pictures, or folders of pictures."""
     category: str = ""
     """Whose threshold decides, where the artifact knows several."""
+    view_pattern: str = ""
+    """Regular expression that joins pictures to parts by their names, such as (?P<part>.+)_C(?P<view>\\d+)."""
+    missing_views: MissingViews = "keep"
+    """Keep parts that lack views, drop them, or stop with an error."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,7 @@ class Predict:
 
     def __call__(self) -> int:
         """Predicts, writes, prints."""
-        from blemish import predictions
+        from blemish import predictions, scoring
         from blemish.files import check_writable
 
         if self.maps and self.out_dir is None:
@@ -49,14 +54,21 @@ class Predict:
         category = self.shown.category or (predictor.categories[0] if len(predictor.categories) == 1 else "")
         policy = self.detector.policy(predictor.policy)
         failures: list[Failure] = []
-        judged = predictions.predict(predictor, pictures, failures, category=category, policy=policy)
+        views = Views(self.shown.view_pattern, self.shown.missing_views)
+        judged = predictions.predict(predictor, pictures, failures, category=category, policy=policy, views=views)
         scored = predictions.write(judged, pictures, json_lines=self.json_lines, out_dir=self.out_dir, maps=self.maps)
         if not scored:
             raise DatasetError(f"none of the {len(pictures)} pictures can be read; {failures[0].reason}")
-        say(predictions.table(scored))
-        say(predictions.summary(scored))
+        parts = scoring.decide_parts(predictor, scored, policy)
+        if self.out_dir is not None and parts:
+            predictions.write_parts(parts, self.out_dir)
+        say(predictions.part_table(parts) if parts else predictions.table(scored))
+        say(predictions.summary(parts, "parts") if parts else predictions.summary(scored))
         is_known = category in predictor.categories
-        for sentence in predictor.decider(category, policy).sentences():
+        decider = predictor.decider(category, policy)
+        if parts and not decider.calibration.part_scores:
+            say("The artifact was not calibrated on parts, so what is promised is for one picture, not for a part.")
+        for sentence in (decider.of_parts() if parts else decider).sentences():
             say(f"{category if is_known else 'All categories'}: {sentence}")
         if not is_known:
             why = not_among("category", category, predictor.categories) if category else "no category was named."

@@ -24,7 +24,6 @@ from blemish.dataset import (
     category_folder,
     masks_beside,
     masks_in,
-    split_good,
     subfolders,
 )
 from blemish.errors import DatasetError
@@ -33,6 +32,7 @@ from blemish.types import Sample, Split
 
 TITLE = "Folder of pictures"
 LEARNS_FROM = "good"
+SPLITS_GOOD = True
 
 # What they hold is not said by their names alone, so that they are no categories of good pictures.
 _NO_CATEGORIES = MASK_FOLDERS | {"train", "test", "val", "valid", "validation"}
@@ -46,7 +46,7 @@ def categories(root: Path) -> list[str]:
 
 
 def read(root: Path, category: str) -> list[Sample]:
-    """All pictures of one category, good ones split if there are others."""
+    """All pictures of one category."""
     folder = category_folder(root, category, _is_category)
     mask_folders = [place for place in subfolders(folder) if word(place.name) in MASK_FOLDERS]
     samples = []
@@ -65,7 +65,7 @@ def read(root: Path, category: str) -> list[Sample]:
             samples.append(
                 Sample(path=path, category=category, split=split, is_anomalous=bool(defect), defect=defect, masks=masks)
             )
-    return split_good(samples)
+    return samples
 
 
 def _is_category(root: Path) -> bool:

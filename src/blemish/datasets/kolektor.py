@@ -13,12 +13,13 @@ import re
 from pathlib import Path
 
 from blemish import images
-from blemish.dataset import category_folder, category_names, masks_beside, split_good, subfolders
+from blemish.dataset import category_folder, category_names, masks_beside, subfolders
 from blemish.errors import ImageError
 from blemish.types import Sample, Split
 
 TITLE = "Kolektor layout"
 LEARNS_FROM = ""
+SPLITS_GOOD = True
 
 _PART = re.compile(r"kos\d+", re.IGNORECASE)
 _SPLITS: dict[str, Split] = {"train": "train", "test": "test"}
@@ -46,7 +47,7 @@ def read(root: Path, category: str) -> list[Sample]:
                     masks=() if is_anomalous is False else masks,
                 )
             )
-    return split_good(samples)
+    return samples
 
 
 def _is_category(folder: Path) -> bool:

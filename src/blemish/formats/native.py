@@ -38,7 +38,11 @@ def load(path: Path, device: str) -> Predictor:
     from blemish.training import choose_device
 
     detector.to(choose_device(device))
-    return Predictor(header, lambda batch: detectors.infer(detector, batch))
+    return Predictor(
+        header,
+        lambda batch: detectors.infer(detector, batch),
+        lambda batch, parts: detectors.infer(detector, batch, parts),
+    )
 
 
 def restore(path: Path) -> "Detector":

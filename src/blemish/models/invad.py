@@ -14,37 +14,29 @@ minutes on a CPU.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the usual name
 
-from blemish.dataset import Dataset
-from blemish.detector import Detector, DetectorConfig, TrainedConfig, to_tensor
-from blemish.errors import ConfigError, DatasetError, bad_option
-from blemish.feature_cache import FeatureCache, Features, origin, parse_size, place
-from blemish.images import Floats
-from blemish.nn.backbone import Backbone
+from blemish.detector import DetectorConfig
+from blemish.errors import ConfigError, bad_option
+from blemish.feature_cache import Features
 from blemish.nn.blur import gaussian_blur
 from blemish.nn.invad import Decoder, Fuser
-from blemish.progress import note
-from blemish.training import Plan, Precision, autocast, choose_precision, generator, optimise
-from blemish.types import Prediction, Preprocessing
-
-SHUFFLE = 3  # what the order of the pictures is drawn for
+from blemish.restoring import Restorer, RestoringConfig, resized
+from blemish.training import Plan
+from blemish.types import Prediction, Sample
 
 
 @dataclass(frozen=True, kw_only=True)
-class InvADConfig(TrainedConfig):
+class InvADConfig(RestoringConfig):
     """What can be chosen for InvAD."""
 
-    strides: tuple[int, ...] = (4, 8, 16)
-    """Stages of the backbone that are restored, by their stride in pixels; each twice the one before."""
     depth: int = 2
     """Blocks of the decoder for each stage."""
     code_width: int = 64
@@ -53,43 +45,16 @@ class InvADConfig(TrainedConfig):
     """Channels of the style maps, through which alone the decoder sees the picture."""
     up_rate: float = 1.0
     """Learning rate of the fuser's two convolutions that double the size, as a share of the others'."""
-    standardise: bool = True
-    """Give the features mean 0 and variance 1 on good pictures."""
-    loss_weight: float = 1.0
-    """Factor on the loss."""
-    blur: float = 4.0
-    """Standard deviation of the Gaussian that smooths the map, in pixels."""
     top_share: float = 0.0
     """Share of the map whose highest values are averaged for the image score; 0: the highest alone."""
-    feature_cache: str = "0"
-    """Disk space for features, such as 8G; 0: the backbone sees each picture each time."""
-    feature_cache_dir: str = ""
-    """Folder that keeps them for later trainings; without it they go when training is over."""
-    feature_precision: Precision = "auto"
-    """What features are kept in: float32, bfloat16, or (auto) what they are computed in."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        doubled = all(fine * 2 == coarse for fine, coarse in zip(self.strides, self.strides[1:], strict=False))
-        if not self.strides or not doubled:
-            raise ConfigError(f"--strides is {self.strides}; expected each twice the one before, such as 4 8 16.")
-        for name in ("depth", "code_width", "style_width", "up_rate", "loss_weight"):
+        for name in ("depth", "code_width", "style_width", "up_rate"):
             if not 0 < getattr(self, name) < math.inf:
                 raise bad_option(name, getattr(self, name), "more than 0")
         if not 0 <= self.top_share <= 1:
             raise ConfigError(f"--top-share is {self.top_share}; expected a share between 0 and 1.")
-        if not 0 <= self.blur < math.inf:
-            raise ConfigError(f"--blur is {self.blur}; expected 0 (none) or more.")
-        parse_size(self.feature_cache)
-
-    def plan(self, pictures: int) -> Plan:
-        """How to train on so many pictures; an epoch drops the last, incomplete batch."""
-        return self.counted(max(1, pictures // self.batch_size))
-
-    def padding(self) -> tuple[int, int, int, int]:
-        """What to add left, right, above and below to a picture, so that all stages fit on one another."""
-        height, width = self.image_size
-        return 0, -width % self.strides[-1], 0, -height % self.strides[-1]
 
     def coarsest(self) -> tuple[int, int]:
         """(height, width) of the coarsest feature map."""
@@ -111,7 +76,7 @@ class Network(nn.Module):
         return restored
 
 
-class InvAD(Detector):
+class InvAD(Restorer):
     """The detector; see the module's docstring."""
 
     config: InvADConfig
@@ -164,31 +129,9 @@ class InvAD(Detector):
     }
 
     def __init__(self, config: InvADConfig, backbone_weights: str = "default") -> None:
-        super().__init__(config)
-        self.backbone = Backbone(config.backbone, config.strides, backbone_weights).requires_grad_(False)
+        super().__init__(config, backbone_weights)
         self.network = Network(config, self.backbone.channels)
-        for number, channels in enumerate(self.backbone.channels):
-            self.register_buffer(f"mean_{number}", torch.zeros(channels, 1, 1))
-            self.register_buffer(f"deviation_{number}", torch.ones(channels, 1, 1))
         self.to(memory_format=torch.channels_last)
-
-    def train(self, mode: bool = True) -> "InvAD":
-        """Switches the trained part; the backbone stays as it is."""
-        super().train(mode)
-        self.backbone.eval()
-        return self
-
-    def learn(self, data: Dataset, preprocessing: Preprocessing) -> None:
-        """Trains on `data.train`; the names of categories are not looked at."""
-        config = self.config
-        plan = config.plan(len(data.train))
-        with place(config.feature_cache_dir, self.unfinished) as folder:
-            features = self._features(data, preprocessing, folder)
-            self._measure(features)
-            if not len(features):
-                raise DatasetError(f"{data.root}: no training picture can be read; {self.failures[0].reason}")
-            batches = partial(self._batch, features)
-            self.outcome = optimise(self._loss, self.network, batches, plan, None, self.state_of(data))
 
     def forward(self, image: Tensor) -> Prediction[Tensor]:
         """Angles between features and restored features as a smoothed map, and its highest values (section 3.4).
@@ -196,67 +139,22 @@ class InvAD(Detector):
         Sides that are no multiple of the largest stride are padded by repeating the border; the map is cut back.
         """
         height, width = image.shape[-2:]
-        padded = F.pad(image, self.config.padding(), mode="replicate")
-        features = self._standardised(self.backbone(padded))
+        padded = self.padded(image)
+        features = self.see(padded)
         distance = distance_map(features, self.network(features), padded.shape[-2:])
         anomaly_map = gaussian_blur(distance[:, :, :height, :width], self.config.blur, "mirror").squeeze(1)
         return Prediction(anomaly_map, top_mean(anomaly_map, self.config.top_share))
 
-    def _features(self, data: Dataset, preprocessing: Preprocessing, folder: Path) -> Features:
-        """The features of the training pictures, and said what the budget allows."""
-        config, budget = self.config, parse_size(self.config.feature_cache)
-        cache = None
-        if budget:
-            how = {
-                "backbone": config.backbone,
-                "strides": config.strides,
-                "computed in": choose_precision(config.precision, self.device),
-                "kept in": config.feature_precision,
-            }
-            about = origin(self.backbone, preprocessing, how)
-            cache = FeatureCache(folder, about, budget, own=not config.feature_cache_dir)
-        features = Features(self._see, data.train, preprocessing, config.batch_size, cache)
-        if cache is not None:
-            note(features.sentence())
-        return features
+    def plan(self, samples: Sequence[Sample]) -> Plan:
+        """How to train on these pictures; an epoch drops the last, incomplete batch."""
+        return self.config.counted(max(1, len(samples) // self.config.batch_size))
 
-    def _see(self, images: Floats) -> list[Tensor]:
-        """The backbone's feature maps of images, without gradients, in the type they are kept in."""
-        config = self.config
-        with torch.no_grad(), autocast(self.device, choose_precision(config.precision, self.device)):
-            features: list[Tensor] = self.backbone(F.pad(to_tensor(images, self), config.padding(), mode="replicate"))
-        if config.feature_precision == "auto":
-            return features
-        return [feature.to(choose_precision(config.feature_precision, self.device)) for feature in features]
-
-    def _measure(self, features: Features) -> None:
-        """Goes through all pictures once: mean and deviation of each channel, if features are standardised."""
-        count, totals = 0, [torch.zeros(2, channels, dtype=torch.double) for channels in self.backbone.channels]
-        for batch in features.gather(self.failures):
-            count += len(batch[0])
-            for total, feature in zip(totals, batch, strict=True):
-                each = feature.double().flatten(2)
-                total.add_(torch.stack([each.mean(2).sum(0), each.square().mean(2).sum(0)]))
-        if not self.config.standardise or not count:
-            return
-        for number, total in enumerate(totals):
-            mean, square = total / count
-            deviation = (square - mean.square()).clamp(min=0).sqrt().clamp(min=1e-3)
-            self.get_buffer(f"mean_{number}").copy_(mean[:, None, None])
-            self.get_buffer(f"deviation_{number}").copy_(deviation[:, None, None])
-
-    def _standardised(self, features: Sequence[Tensor]) -> list[Tensor]:
-        return [
-            (feature - self.get_buffer(f"mean_{number}")) / self.get_buffer(f"deviation_{number}")
-            for number, feature in enumerate(features)
-        ]
+    def batches(self, features: Features) -> Callable[[int], list[Tensor]]:
+        """The batch of each number: the features of some pictures."""
+        return partial(self._batch, features)
 
     def _batch(self, features: Features, step: int) -> list[Tensor]:
-        """Features of the pictures of that step: each epoch has an order of its own, and drops an incomplete batch."""
-        size = min(self.config.batch_size, len(features))
-        epoch, number = divmod(step, len(features) // size)
-        order = torch.randperm(len(features), generator=generator(self.config.seed, SHUFFLE, epoch))
-        return features.batch(order[number * size : (number + 1) * size].tolist())
+        return features.batch(self.drawn(len(features), self.config.batch_size, step))
 
     def _loss(self, batch: list[Tensor]) -> dict[str, Tensor]:
         """Mean squared distance between features and restored features, summed over the scales (equation 5)."""
@@ -276,11 +174,11 @@ def distance_map(features: Sequence[Tensor], restored: Sequence[Tensor], size: S
     finest = features[0].shape[-2:]
     product, *norms = torch.zeros(3, features[0].shape[0], *finest, device=features[0].device)
     for pair in zip(features, restored, strict=True):
-        one, other = (_resized(F.normalize(side, dim=1, eps=1e-12), finest) for side in pair)
+        one, other = (resized(F.normalize(side, dim=1, eps=1e-12), finest) for side in pair)
         product = product + (one * other).sum(1)
         norms = [norm + side.square().sum(1) for norm, side in zip(norms, (one, other), strict=True)]
     cosine = product / (norms[0] * norms[1]).sqrt().clamp(min=1e-8)
-    return _resized(1 - cosine.unsqueeze(1), size)
+    return resized(1 - cosine.unsqueeze(1), size)
 
 
 def top_mean(anomaly_map: Tensor, share: float) -> Tensor:
@@ -291,12 +189,6 @@ def top_mean(anomaly_map: Tensor, share: float) -> Tensor:
     """
     values = anomaly_map.flatten(1)
     return values.topk(max(1, round(share * values.shape[1])), dim=1).values.mean(1)
-
-
-def _resized(image: Tensor, size: Sequence[int]) -> Tensor:
-    if image.shape[-2:] == torch.Size(size):
-        return image
-    return F.interpolate(image, size=list(size), mode="bilinear", align_corners=True)
 
 
 DETECTOR = InvAD

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the usual name
 
+from blemish.nn.residual import bottleneck
+
 GAIN = math.sqrt(2)
 """Of an activation: it keeps the variance about the same."""
 SLOPE = 0.2
@@ -243,23 +245,6 @@ class Stage(nn.Module):
         return feature
 
 
-class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions with batch normalisation, added to the input."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        inner = channels // 4
-        self.layers = nn.Sequential(
-            *(nn.Conv2d(channels, inner, 1, bias=False), nn.BatchNorm2d(inner), nn.ReLU()),
-            *(nn.Conv2d(inner, inner, 3, padding=1, bias=False), nn.BatchNorm2d(inner), nn.ReLU()),
-            *(nn.Conv2d(inner, channels, 1, bias=False), nn.BatchNorm2d(channels)),
-        )
-
-    def forward(self, feature: Tensor) -> Tensor:
-        """The same shape."""
-        return F.relu(feature + self.layers(feature))
-
-
 class Fuser(nn.Module):
     """Makes the codes, one for each scale, of all feature maps together."""
 
@@ -281,7 +266,7 @@ class Fuser(nn.Module):
         self.join = nn.Sequential(
             nn.Conv2d(sum(channels), code_width, 1, bias=False), nn.BatchNorm2d(code_width, eps=1e-6), nn.ReLU()
         )
-        self.bottleneck = Bottleneck(code_width)
+        self.bottleneck = bottleneck(code_width, code_width // 4, code_width)
         self.codes = nn.ModuleList(
             Activated(
                 UpConv(code_width, code_width).slowed(up_rate) if number else EqualConv(code_width, code_width),
