@@ -20,12 +20,14 @@ from torch import Tensor
 
 from blemish import artifact, images
 from blemish.dataset import Dataset, digest, hold_out, read_batches
-from blemish.detector import Detector, DetectorConfig
+from blemish.detector import Detector, DetectorConfig, to_tensor
 from blemish.errors import ArtifactError, ConfigError, DatasetError, ShapeError
 from blemish.images import Bools, Floats
+from blemish.nn.clusters import Clusters
 from blemish.nn.forest import Forest, ForestConfig, platt
 from blemish.progress import bar
 from blemish.synthesis.foreground import foreground
+from blemish.training import generator
 from blemish.types import Policy, Prediction, Preprocessing, Sample
 
 Labels = NDArray[np.uint8]
@@ -45,7 +47,7 @@ class SegADConfig(DetectorConfig, ForestConfig):
     """Artifacts of the detectors whose maps are looked at; they become part of the new artifact."""
     components: str = "none"
     """How pictures fall into components: none (one component), foreground (part and background, found
-    in each picture), or static:FILE (a label picture for aligned parts, one value or colour for each)."""
+    in each picture), cluster:K (K parts found in the good pictures by their features), or static:FILE (a label picture for aligned parts, one value or colour for each)."""
     calibration_fraction: float = 0.5
     """Share of the good pictures the bases have not learned from that sets the threshold; the forest
     learns from the others."""
@@ -53,9 +55,18 @@ class SegADConfig(DetectorConfig, ForestConfig):
     def __post_init__(self) -> None:
         DetectorConfig.__post_init__(self)
         ForestConfig.__post_init__(self)
-        kind, _, place = self.components.partition(":")
-        if (kind, bool(place)) not in {("none", False), ("foreground", False), ("static", True)}:
-            raise ConfigError(f'--components is "{self.components}"; expected none, foreground or static:FILE.')
+        kind, _, rest = self.components.partition(":")
+        is_known = {
+            "none": not rest,
+            "foreground": not rest,
+            "static": bool(rest),
+            "cluster": rest.isdecimal() and 2 <= int(rest) <= MOST_COMPONENTS,
+        }
+        if not is_known.get(kind):
+            raise ConfigError(
+                f'--components is "{self.components}"; expected none, foreground, static:FILE, '
+                f"or cluster:K with K from 2 to {MOST_COMPONENTS}."
+            )
         if not 0 < self.calibration_fraction < 1:
             raise ConfigError(
                 f"--calibration-fraction is {self.calibration_fraction}; expected a share between 0 and 1."
@@ -75,7 +86,8 @@ class SegAD(Detector):
 
     def __init__(self, config: SegADConfig, backbone_weights: str = "default") -> None:
         super().__init__(config)
-        del backbone_weights  # the bases bring their own
+        kind, _, rest = config.components.partition(":")
+        self.clusters = Clusters(config.backbone, backbone_weights, int(rest)) if kind == "cluster" else None
         self.forest = Forest()
         self.static: Tensor
         """(H, W) uint8 component of each pixel; empty unless components are static."""
@@ -90,7 +102,11 @@ class SegAD(Detector):
     @property
     def count(self) -> int:
         """The number of components."""
-        return {"n": 1, "f": 2}.get(self.config.components[0], int(self.static.max()) + 1 if self.static.numel() else 1)
+        if self.static.numel():
+            return int(self.static.max()) + 1
+        if self.clusters is not None:
+            return len(self.clusters.centres)
+        return 2 if self.config.components == "foreground" else 1
 
     def fit(self, data: Dataset, policy: Policy | None = None) -> Self:
         """The detector itself, after learning from labelled defects and good pictures that are new to the bases.
@@ -117,6 +133,12 @@ class SegAD(Detector):
         if self.config.components.startswith("static:"):
             file = Path(self.config.components.partition(":")[2])
             self.static = torch.from_numpy(numbered(images.read(file), str(file), self.config.image_size))
+        if self.clusters is not None:
+            batches = read_batches(data.train, preprocessing, self.config.batch_size, [])  # failures are noted below
+            draw = generator(self.config.seed, 0)
+            with torch.inference_mode():
+                self.clusters.learn((to_tensor(each.images, self) for each in batches), len(data.train), draw)
+            self._round()
         rows, is_defective = [], []
         for samples, defective in ((data.train, False), (data.train_defects, True)):
             found = self._read_rows(samples, preprocessing)
@@ -218,6 +240,9 @@ class SegAD(Detector):
         """The component (H, W) of each pixel of an image (3, H, W)."""
         if self.static.numel():
             return np.asarray(self.static.cpu().numpy())
+        if self.clusters is not None:
+            with torch.inference_mode():
+                return self.clusters(to_tensor(image[None], self))[0].cpu().numpy().astype(np.uint8)
         if self.config.components == "foreground":
             return foreground(images.to_picture(image), "").astype(np.uint8)
         return np.zeros(image.shape[1:], np.uint8)
@@ -258,7 +283,7 @@ class SegAD(Detector):
         """The data with only the good pictures that no base has learned from, split anew."""
         if len(data.categories) > 1:
             raise DatasetError(
-                f"SegAD learns one category at a time, and there are {len(data.categories)}; choose one with --category."
+                f"SegAD learns one category at a time, not {len(data.categories)}; choose one with --category."
             )
         if len(data.train_defects) < 2:
             raise DatasetError(
@@ -358,7 +383,7 @@ def draw_defects(count: int, labelled: int, seed: int) -> list[int]:
     """
     if not 0 < labelled < count:
         raise DatasetError(f"{labelled} of {count} defects can't be drawn; expected at least 1, and one left to test.")
-    order = np.random.RandomState(seed).permutation(count)  # noqa: NPY002 - the draw of published figures
+    order = np.random.RandomState(seed).permutation(count)  # as published figures were drawn
     return [int(number) for number in order[-labelled:]]
 
 

@@ -6,6 +6,7 @@ run, and hold nothing but numbers (XGBoost ends the process when its own files a
 Source: arXiv 2405.04953, section 3.3 and appendix A.1.
 """
 
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -51,7 +52,7 @@ class ForestConfig:
 
 
 class Forest(nn.Module):
-    """T complete binary trees; the children of node n are 2n + 1 and 2n + 2, and leaves repeat down to the last level."""
+    """T complete binary trees: node n has the children 2n + 1 and 2n + 2; leaves repeat down to the last level."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -125,7 +126,7 @@ class Forest(nn.Module):
         trees = torch.arange(len(self.value), device=features.device)
         path = self._path(features)
         found = torch.zeros_like(features)
-        for parent, child in zip(path[:-1], path[1:], strict=True):
+        for parent, child in itertools.pairwise(path):
             change = self.value[trees, child] - self.value[trees, parent]
             found.scatter_add_(1, self.feature[trees, parent].long(), change)
         return found
