@@ -47,7 +47,8 @@ class SegADConfig(DetectorConfig, ForestConfig):
     """Artifacts of the detectors whose maps are looked at; they become part of the new artifact."""
     components: str = "none"
     """How pictures fall into components: none (one component), foreground (part and background, found
-    in each picture), cluster:K (K parts found in the good pictures by their features), or static:FILE (a label picture for aligned parts, one value or colour for each)."""
+    in each picture), cluster:K (K parts found in the good pictures by their features), or static:FILE
+    (a label picture for aligned parts, one value or colour for each)."""
     calibration_fraction: float = 0.5
     """Share of the good pictures the bases have not learned from that sets the threshold; the forest
     learns from the others."""
@@ -242,7 +243,7 @@ class SegAD(Detector):
             return np.asarray(self.static.cpu().numpy())
         if self.clusters is not None:
             with torch.inference_mode():
-                return self.clusters(to_tensor(image[None], self))[0].cpu().numpy().astype(np.uint8)
+                return np.asarray(self.clusters(to_tensor(image[None], self))[0].cpu().numpy(), np.uint8)
         if self.config.components == "foreground":
             return foreground(images.to_picture(image), "").astype(np.uint8)
         return np.zeros(image.shape[1:], np.uint8)

@@ -34,10 +34,11 @@ class Clusters(nn.Module):
     def learn(self, batches: Iterable[Tensor], pictures: int, draw: torch.Generator) -> None:
         """Finds the centres in the features of images (B, 3, H, W), `pictures` of them in all."""
         quota = -(-PATCHES // pictures)
-        kept = []
-        for batch in batches:
-            for patches in self.embed(batch).flatten(2).transpose(1, 2):
-                kept.append(patches[torch.randperm(len(patches), generator=draw)[:quota].to(patches.device)])
+        kept = [
+            patches[torch.randperm(len(patches), generator=draw)[:quota].to(patches.device)]
+            for batch in batches
+            for patches in self.embed(batch).flatten(2).transpose(1, 2)
+        ]
         self.centres = k_means(torch.cat(kept), len(self.centres), draw)
 
     def forward(self, image: Tensor) -> Tensor:
