@@ -223,6 +223,11 @@ def test_too_few_defects_and_no_base_are_refused(root, data):
         create(root, image_size=(32, 32)).fit(data)
 
 
+def test_a_forest_without_a_split_is_refused(root, data):
+    with pytest.raises(DatasetError, match="3 good and 5 defective pictures give the forest nothing to split on"):
+        create(root, calibration_fraction=0.75).fit(data)
+
+
 def test_copies_of_defects_leave_the_test(root, tmp_path):
     data = blemish.open_dataset("auto", root)
     bad = [sample for sample in data.test if sample.is_anomalous]

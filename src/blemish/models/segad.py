@@ -152,6 +152,12 @@ class SegAD(Detector):
                 "each at least, better 10 defects and more."
             )
         self.forest = self._grow(table, labels)
+        if not self.forest.gain.any():
+            raise DatasetError(
+                f"{(~labels).sum()} good and {labels.sum()} defective pictures give the forest nothing to split on: "
+                "they are too few, or the maps of the bases do not tell them apart. Fit the base with "
+                "--validation-fraction 0.5, so that more good pictures are new to it, or add pictures."
+            )
         margins, judged = self.held_out_margins(table, labels)
         self.platt = torch.tensor(platt(margins[judged], labels[judged]))
         self.config = replace(self.config, base=tuple(Path(name).name for name in self.config.base))
