@@ -93,6 +93,11 @@ class Dataset:
         return [sample for sample in self.samples if sample.split == "train" and sample.is_anomalous is False]
 
     @cached_property
+    def train_defects(self) -> list[Sample]:
+        """Defective pictures that may be learned from; most models look at good ones only."""
+        return [sample for sample in self.samples if sample.split == "train" and sample.is_anomalous is True]
+
+    @cached_property
     def validation(self) -> list[Sample]:
         """Good pictures held out of training, to calibrate on; never pictures of the test set."""
         return [sample for sample in self.samples if sample.split == "validation" and sample.is_anomalous is False]
@@ -184,6 +189,29 @@ def open_dataset(  # noqa: PLR0913 - each is an option of its own
     held_out.sort(key=lambda sample: (sample.category, str(sample.path)))
     apart = bool(getattr(module, "APART", False))
     return Dataset(module.TITLE, root, tuple(held_out), tuple(wanted), module.LEARNS_FROM, apart)
+
+
+def with_defects(data: Dataset, folder: Path) -> Dataset:
+    """The dataset with the pictures of a folder as defects to learn from; copies of them leave the test.
+
+    Raises:
+        DatasetError: no such folder, no pictures in it, or several categories.
+    """
+    if not folder.is_dir():
+        raise DatasetError(f"--defects {folder} is not a folder; expected one of defective pictures.")
+    if len(data.categories) != 1:
+        raise DatasetError(
+            f"--defects holds one category, but there are {len(data.categories)}: choose one with --category."
+        )
+    found = images.list_pictures(folder)
+    if not found:
+        raise DatasetError(f"--defects {folder} has no pictures (found: {_inside(folder)}); expected defective ones.")
+    category, known = data.categories[0], {digest(path) for path in found}
+    learn = [
+        Sample(path=path, category=category, split="train", is_anomalous=True, defect=folder.name) for path in found
+    ]
+    kept = [sample for sample in data.samples if not sample.is_anomalous or digest(sample.path) not in known]
+    return replace(data, samples=(*kept, *learn))
 
 
 def read_batches(

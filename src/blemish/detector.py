@@ -88,6 +88,8 @@ class Detector(nn.Module, ABC):
 
     presets: ClassVar[Mapping[str, DetectorConfig]]
     """Named configurations: "paper" (faithful), "small" (quick on a CPU), "tiny" (for tests)."""
+    learns_from_defects: ClassVar[bool] = False
+    """Whether `learn` looks at `data.train_defects`, too."""
 
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__()

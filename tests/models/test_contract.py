@@ -15,7 +15,8 @@ from blemish.dataset import Dataset
 from blemish.detector import Detector, infer
 from blemish.errors import ConfigError, DatasetError, ShapeError
 
-pytestmark = pytest.mark.parametrize("model", registry.names("models"))
+# SegAD can't be fitted without a base and defects; tests/models/test_segad.py holds it to the same.
+pytestmark = pytest.mark.parametrize("model", sorted({*registry.names("models")} - {"segad"}))
 
 
 @pytest.fixture(scope="session")

@@ -24,6 +24,8 @@ class FitOptions:
     """The artifact to write, ending in .blemish."""
     preset: str = "small"
     """Named configuration of the model that the options below start from."""
+    defects: Path | None = None
+    """Folder of defective pictures to learn from, for models that do (segad)."""
     max_false_reject: float = 0.01
     """Share of good parts that may be called defective, at most: 0.005 is 5 in 1000."""
     max_review: float | None = None
@@ -55,6 +57,8 @@ class Fit:
         artifact.format_of(out)
         check_writable(out)
         data = self.data.open(seed=config.seed)
+        if self.fit.defects is not None:
+            data = self._with_defects(data, self.fit.defects)
         data.require_train()
         learner = detector.create(
             self.model, config=config, backbone_weights=self.fit.backbone_weights, device=self.fit.device
@@ -69,6 +73,13 @@ class Fit:
         say(f"Written: {out} ({out.stat().st_size / 1e6:.1f} MB)")
         say(f"Next: blemish {self._next(data)}")
         return report_failures(learner.failures)
+
+    def _with_defects(self, data: "Dataset", folder: Path) -> "Dataset":
+        from blemish import dataset, detector
+
+        if not detector.find(self.model).learns_from_defects:
+            raise ConfigError(f"{self.model} learns from good pictures only: leave out --defects, or fit segad on it.")
+        return dataset.with_defects(data, folder)
 
     def _next(self, data: "Dataset") -> str:
         if any(sample.is_anomalous is not None for sample in data.test):

@@ -1,0 +1,246 @@
+"""SegAD: features and draws of the published code, and the detector from base to artifact."""
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+
+import blemish
+import textures
+from blemish.dataset import Dataset, with_defects
+from blemish.detector import infer
+from blemish.errors import ArtifactError, ConfigError, DatasetError, ShapeError
+from blemish.models.segad import SEEDS, draw_defects, features, numbered
+from blemish.nn.forest import Forest, ForestConfig
+
+
+def waves(number: int) -> np.ndarray:
+    """A map (12, 10) float32."""
+    return (np.sin(0.1 * (np.arange(120) + 1) + 5.0 + 0.5 * number) ** 2).reshape(12, 10).astype(np.float32)
+
+
+LABELS = np.zeros((12, 10), np.uint8)
+LABELS[3:9, 2:8] = 2
+# fmt: off
+AROUND = [0.999416, 0.204166, -1.46392, 0.47931, 0.998858, -0.0756225, -1.51627, 0.490724]
+CONSTANT = [0.25, np.nan, np.nan, 0.25] * 2
+INSIDE = [0.953996, -0.264864, -1.48885, 0.47407, 0.999742, 0.367189, -1.50845, 0.488375]
+# fmt: on
+
+
+def test_features_are_those_of_the_published_code():
+    maps = [waves(0), waves(1)]
+    expected = [*AROUND, *[0] * 8, *INSIDE, 0.99998, 0.99998]
+    np.testing.assert_allclose(features(maps, LABELS, 3), expected, rtol=2e-5, atol=1e-6)
+    for each in maps:
+        each[LABELS == 2] = 0.25
+    expected = [*AROUND, *[0] * 8, *CONSTANT, 0.99998, 0.999549]
+    np.testing.assert_allclose(features(maps, LABELS, 3), expected, rtol=2e-5, atol=1e-6)
+
+
+def test_features_of_four_pixels():
+    small = np.array([[0, 1], [2, 3]], np.float32)
+    found = features([small], np.ones((2, 2), np.uint8), 2)
+    np.testing.assert_allclose(found, [0, 0, 0, 0, 2.985, 0, -1.36, 1.5, 3], atol=1e-6)
+    one_pixel = features([small], np.array([[0, 0], [0, 1]], np.uint8), 2)
+    np.testing.assert_array_equal(one_pixel[4:8], [3, np.nan, np.nan, 3])
+    nearly = features([np.array([[0.3, 0.3], [0.3, 0.30001]], np.float32)], np.zeros((2, 2), np.uint8), 1)
+    np.testing.assert_allclose(nearly[1:3], [1.14953, -0.674623], rtol=1e-3)
+
+
+@pytest.mark.parametrize(("parts", "bases", "width"), [(2, 1, 9), (2, 2, 18), (6, 1, 25), (8, 2, 66)])
+def test_as_many_features_as_published(parts, bases, width):
+    assert len(features([waves(0)] * bases, LABELS // 2, parts)) == width
+
+
+def test_the_form_of_the_paper_has_a_supervised_score_and_no_maxima():
+    found = features([waves(0)] * 4, LABELS, 7, global_max=False, supervised=0.5)
+    assert len(found) == 113
+    assert found[-1] == 0.5
+
+
+def test_label_maps_are_brought_to_the_size_of_each_map():
+    large = np.repeat(np.repeat(LABELS, 2, 0), 2, 1)
+    np.testing.assert_array_equal(features([waves(0)], large, 3), features([waves(0)], LABELS, 3))
+    with pytest.raises(ShapeError, match="component 2; expected 0 to 1"):
+        features([waves(0)], LABELS, 2)
+
+
+def test_labels_are_numbered_by_value():
+    picture = np.repeat(np.array([[255, 0], [128, 255]], np.uint8)[:, :, None], 3, 2)
+    np.testing.assert_array_equal(numbered(picture, "x"), [[2, 0], [1, 2]])
+    with pytest.raises(ShapeError, match="JPEG"):
+        numbered(np.random.default_rng(0).integers(0, 256, (20, 20, 3), np.uint8), "photo.jpg")
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [
+        (100, "6f7564fc399fab7e8d26425d9fcf2e7d21ecd616f4c71ed1401640123c671701"),
+        (60, "25987e9c1ff2000836191b16c9ccb9bc376f011ffe2a603a750830a0817d6493"),
+    ],
+)
+def test_the_ten_draws_are_the_published_ones(count, expected):
+    draws = [sorted(draw_defects(count, 10, seed)) for seed in SEEDS]
+    text = ";".join(",".join(map(str, draw)) for draw in draws)
+    assert hashlib.sha256(text.encode()).hexdigest() == expected
+    assert draw_defects(100, 10, 333) == [23, 71, 29, 83, 60, 46, 51, 35, 77, 12]
+    with pytest.raises(DatasetError, match="can't be drawn"):
+        draw_defects(10, 10, 333)
+
+
+def test_components_find_what_the_maximum_can_not():
+    """Noise around the part is louder than the defects on it."""
+    draw = np.random.default_rng(0)
+    labels = np.zeros((32, 32), np.uint8)
+    labels[8:24, 8:24] = 1
+    defective = np.arange(120) % 2 == 1
+    maps = draw.random((120, 32, 32)).astype(np.float32)
+    maps[:, labels == 1] *= 0.3
+    maps[defective, 12:16, 12:16] += 0.3
+    rows = np.stack([features([each], labels, 2) for each in maps])
+    forest = Forest.grown(rows[:60], defective[:60], 1.0, 0, ForestConfig(trees=20))
+    margin = forest(torch.from_numpy(rows[60:])).numpy()
+    assert roc_auc_score(defective[60:], rows[60:, -1]) < 0.75
+    assert roc_auc_score(defective[60:], margin) > 0.95
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    """Cloth, a folder of defects beside it, and a base fitted on half of it."""
+    root = textures.write(tmp_path_factory.mktemp("cloth"), train=24)
+    folder = root.parent / f"{root.name}-defects"
+    folder.mkdir()
+    for number in range(5):
+        Image.fromarray(textures.blob(9000 + number)[0]).save(folder / f"{number}.png")
+    data = blemish.open_dataset("auto", root, validation_fraction=0.5)
+    blemish.save(blemish.create("patchcore", preset="tiny", device="cpu").fit(data), folder / "base.blemish")
+    return root
+
+
+def defects(root: Path) -> Path:
+    return root.parent / f"{root.name}-defects"
+
+
+@pytest.fixture(scope="module")
+def data(root) -> Dataset:
+    return with_defects(blemish.open_dataset("auto", root), defects(root))
+
+
+def create(root: Path, **changes) -> blemish.Detector:
+    config = {"base": (str(defects(root) / "base.blemish"),), "depth": 2, **changes}
+    return blemish.create("segad", preset="tiny", config=config, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def fitted(root, data):
+    return create(root).fit(data)
+
+
+def test_what_was_saved_is_what_was_trained_and_holds_its_base(root, data, fitted, tmp_path):
+    blemish.save(fitted, tmp_path / "s.blemish")
+    (tmp_path / "elsewhere").mkdir()
+    shutil.move(tmp_path / "s.blemish", tmp_path / "elsewhere/s.blemish")
+    predictor = blemish.load(tmp_path / "elsewhere/s.blemish", device="cpu")
+    report = blemish.score(predictor, data)
+    metrics = report.results.metrics["cloth"]
+    assert metrics["image_auroc"] == 1.0
+    assert metrics["fpr_at_95_tpr"] == 0
+    assert metrics["pixel_auroc"] > 0.95
+    batch = np.random.default_rng(0).random((2, 3, 64, 64)).astype(np.float32)
+    before, after = infer(fitted, batch), predictor.predict(batch)
+    np.testing.assert_array_equal(before.anomaly_map, after.anomaly_map)
+    np.testing.assert_array_equal(before.image_score, after.image_score)
+    assert str(root) not in predictor.header.to_json()
+
+
+def test_the_same_seed_gives_the_same_forest(root, data, fitted):
+    other = create(root).fit(data)
+    for name, value in fitted.state_dict().items():
+        torch.testing.assert_close(value, other.state_dict()[name], rtol=0, atol=0)
+
+
+def test_bases_and_defects_are_remembered_as_learned(root, data, fitted):
+    base = blemish.load(defects(root) / "base.blemish").header.fitted.learned_from
+    assert set(base) < set(fitted.fitted.learned_from)
+    assert len(fitted.fitted.learned_from) == 12 + 6 + 5
+    assert len(fitted.fitted.calibrations["cloth"].image_scores) == 6
+
+
+def test_probability_grows_with_the_margin(fitted):
+    low, high = fitted.probability(torch.tensor([-1.0, 1.0])).tolist()
+    assert 0 < low < 0.5 < high < 1
+    assert len(fitted.names()) == len(fitted.forest.gain) == 5
+
+
+def test_aligned_and_found_components(root, data, tmp_path):
+    picture = np.zeros(textures.SIZE, np.uint8)
+    picture[:, 40:] = 200
+    Image.fromarray(picture).save(tmp_path / "parts.png")
+    static = create(root, components=f"static:{tmp_path / 'parts.png'}").fit(data)
+    assert static.static.shape == (64, 64)
+    assert len(static.forest.gain) == 9
+    found = create(root, components="foreground").fit(data)
+    assert len(found.names()) == len(found.forest.gain) == 9
+    blemish.save(static, tmp_path / "s.blemish")
+    (tmp_path / "parts.png").unlink()
+    assert blemish.load(tmp_path / "s.blemish").predict(data.test[0].path).image_score.shape == (1,)
+
+
+def test_clusters_are_parts_of_the_picture_and_the_same_in_each(root, data, tmp_path):
+    detector = create(root, components="cluster:3").fit(data)
+    assert len(detector.names()) == len(detector.forest.gain) == 13
+    blemish.save(detector, tmp_path / "s.blemish")
+    loaded = blemish.load(tmp_path / "s.blemish", device="cpu")
+    batch = np.random.default_rng(0).random((2, 3, 64, 64)).astype(np.float32)
+    np.testing.assert_array_equal(loaded.predict(batch).image_score, infer(detector, batch).image_score)
+    with pytest.raises(ConfigError, match="--components"):
+        create(root, components="cluster:1")
+
+
+def test_a_base_that_has_learned_all_good_pictures_is_refused(root, data):
+    seen = with_defects(blemish.open_dataset("auto", root, validation_fraction=0.5), defects(root))
+    only = [sample for sample in seen.samples if sample.split != "validation" or sample.is_anomalous]
+    with pytest.raises(DatasetError, match="12 of 12 good pictures trained the base"):
+        create(root).fit(Dataset("x", root, tuple(only), ("cloth",)))
+
+
+def test_too_few_defects_and_no_base_are_refused(root, data):
+    with pytest.raises(DatasetError, match="0 labelled defects"):
+        create(root).fit(blemish.open_dataset("auto", root))
+    with pytest.raises(ConfigError, match="--base"):
+        create(root, base=()).fit(data)
+    with pytest.raises(ArtifactError, match=r"nothing\.blemish: no such file"):
+        create(root, base=("nothing.blemish",)).fit(data)
+    with pytest.raises(ConfigError, match="--components"):
+        create(root, components="static:")
+    with pytest.raises(ConfigError, match="--image-size 64x64"):
+        create(root, image_size=(32, 32)).fit(data)
+
+
+def test_a_forest_without_a_split_is_refused(root, data):
+    with pytest.raises(DatasetError, match="3 good and 5 defective pictures give the forest nothing to split on"):
+        create(root, calibration_fraction=0.75).fit(data)
+
+
+def test_copies_of_defects_leave_the_test(root, tmp_path):
+    data = blemish.open_dataset("auto", root)
+    bad = [sample for sample in data.test if sample.is_anomalous]
+    for sample in bad[:2]:
+        shutil.copy(sample.path, tmp_path)
+    found = with_defects(data, tmp_path)
+    assert len(found.train_defects) == 2
+    assert [sample for sample in found.test if sample.is_anomalous] == bad[2:]
+    with pytest.raises(DatasetError, match="not a folder"):
+        with_defects(data, tmp_path / "nowhere")
+
+
+def test_a_picture_whose_map_is_not_a_number_is_never_good(fitted, monkeypatch):
+    broken = [np.full((1, 64, 64), np.nan, np.float32)]
+    monkeypatch.setattr(type(fitted), "_maps", lambda self, image: broken)
+    assert np.isnan(infer(fitted, np.zeros((1, 3, 64, 64), np.float32)).image_score).all()
