@@ -17,7 +17,12 @@ from blemish.errors import BlemishError, ConfigError, not_among
 FIRST = ("fit", "predict", "score")
 """The main job, listed before all else."""
 HELP = ("-h", "--help", "help")
-EXTRAS = {"torch": "train", "timm": "train", "faster_coco_eval": "coco"}
+EXTRAS = {
+    "torch": "train",
+    "timm": "train",
+    "faster_coco_eval": "coco",
+    **dict.fromkeys(("starlette", "uvicorn", "python_multipart", "sqlalchemy", "prometheus_client"), "serve"),
+}
 """Optional packages, and the extra that brings them."""
 
 

@@ -96,6 +96,20 @@ def decode(content: bytes, name: str) -> Picture:
         raise _unreadable(name, error) from error
 
 
+def check_pixels(content: bytes, limit: int, name: str) -> None:
+    """Nothing, if the picture in the bytes of a file has at most `limit` pixels; only its header is read.
+
+    Raises:
+        ImageError: it has more, or is not a picture.
+    """
+    try:
+        width, height = _size(content)
+    except Exception as error:  # decoders raise whatever they like about damaged files
+        raise _unreadable(name, error) from error
+    if width * height > limit:
+        raise ImageError(f"{name}: has {height}x{width} pixels; at most {limit:,} are taken: cut it into tiles first.")
+
+
 def to_chw(picture: Picture, preprocessing: Preprocessing, name: str = "image") -> Floats:
     """A picture as the detector wants it: (3, H, W) float32 RGB in [0, 1], resized.
 
@@ -373,7 +387,7 @@ _quiet = _Quiet()
 
 
 def _unreadable(name: str, error: Exception) -> ImageError:
-    if isinstance(error, UnidentifiedImageError):
+    if isinstance(error, UnidentifiedImageError | SyntaxError):
         return ImageError(f"{name}: not a picture, or a damaged one; expected JPEG, PNG, BMP or TIFF.")
     if isinstance(error, Image.DecompressionBombError):
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
@@ -427,12 +441,7 @@ def _decode_plain_tiff(content: bytes) -> Picture | None:
     Raises:
         ValueError: it is one of these, but compressed or tiled.
     """
-    file = io.BytesIO(content)
-    is_big = content[2:4] in (b"+\0", b"\0+")
-    with _quiet:
-        tags = ImageFileDirectory_v2(file.read(16 if is_big else 8))
-        file.seek(tags.next)
-        tags.load(file)
+    tags = _tags(content)
     channels, bits, kind = tags.get(277, 1), tags.get(258, (1,))[0], tags.get(339, (1,))[0]
     is_half, is_planar = kind == 3 and bits == 16, tags.get(284, 1) == 2 and channels > 1
     if not (is_half or is_planar or channels == 2):
@@ -450,6 +459,25 @@ def _decode_plain_tiff(content: bytes) -> Picture | None:
     else:
         picture = values.reshape(height, width, channels)
     return _turned(picture[:, :, :3], tags.get(_ORIENTATION, 1))
+
+
+def _size(content: bytes) -> tuple[int, int]:
+    try:
+        with _quiet, Image.open(io.BytesIO(content), formats=_FORMATS) as opened:
+            return opened.size
+    except UnidentifiedImageError:
+        tags = _tags(content)
+        return tags[256], tags[257]
+
+
+def _tags(content: bytes) -> ImageFileDirectory_v2:
+    """The first directory of a TIFF file; a SyntaxError for anything else."""
+    file = io.BytesIO(content)
+    with _quiet:
+        tags = ImageFileDirectory_v2(file.read(16 if content[2:4] in (b"+\0", b"\0+") else 8))
+        file.seek(tags.next)
+        tags.load(file)
+    return tags
 
 
 def _turned(picture: Picture, orientation: int) -> Picture:

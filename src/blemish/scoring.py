@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -24,7 +24,7 @@ from blemish.headers import from_plain
 from blemish.images import Floats
 from blemish.metric import Evaluation, Mode, Options, Results
 from blemish.progress import bar
-from blemish.types import Decider, Decision, Failure, Policy, Sample
+from blemish.types import Decider, Decision, Failure, Policy, Prediction, Sample
 
 _LOG = logging.getLogger(__name__)
 SAVE_EVERY = 20.0
@@ -61,10 +61,14 @@ class Scored:
     """What is known of it."""
     defect: str = ""
 
+    def plain(self) -> dict[str, Any]:
+        """The same as values that JSON knows; a score that is not a number is None."""
+        values = {key: value for key, value in asdict(self).items() if value not in (None, "")}
+        return cast(dict[str, Any], _finite(values))
+
     def line(self) -> str:
         """One JSON object in one line; a score that is not a number is null."""
-        values = {key: value for key, value in asdict(self).items() if value not in (None, "")}
-        return json.dumps(_finite(values), allow_nan=False)
+        return json.dumps(self.plain(), allow_nan=False)
 
 
 @dataclass(frozen=True)
@@ -137,23 +141,42 @@ def judge(
     deciders = {category: predictor.decider(category, policy) for category in {item.category for item in samples}}
     for batch in read_batches(samples, predictor.preprocessing, BATCH, failures):
         prediction = predictor.predict(batch.images)
-        rows = zip(
-            batch.samples, batch.images, batch.sizes, prediction.anomaly_map, prediction.image_score, strict=True
-        )
+        rows = zip(batch.samples, batch.images, batch.sizes, *prediction, strict=True)
         for sample, image, size, anomaly_map, image_score in rows:
-            decider = deciders[sample.category]
-            decision = decider.decide(float(image_score))
-            scored = Scored(
-                path=str(sample.path),
-                category=sample.category if sample.category in predictor.categories else "",
-                image_score=float(image_score),
-                calibrated_score=decider.calibrated(float(image_score)),
-                decision=decision,
-                regions=find_regions(anomaly_map, decider.pixel, size) or _highest(anomaly_map, decision, size),
-                is_anomalous=sample.is_anomalous,
-                defect=sample.defect,
-            )
-            yield Judged(sample, scored, image, anomaly_map, decider)
+            found = Prediction(anomaly_map, float(image_score))
+            yield judge_one(predictor, deciders[sample.category], sample, found, (image, size))
+
+
+def judge_one(
+    predictor: Predictor,
+    decider: Decider,
+    sample: Sample,
+    found: "Prediction[Any]",
+    seen: tuple[Floats, tuple[int, int]],
+) -> Judged:
+    """A picture with its score, decision and regions.
+
+    Args:
+        predictor: What found it.
+        decider: What decides.
+        sample: The picture.
+        found: Its anomaly map (H, W) and its image score.
+        seen: Its image (3, H, W) as the predictor saw it, and the (height, width) of its file.
+    """
+    image, size = seen
+    anomaly_map, image_score = found
+    decision = decider.decide(image_score)
+    scored = Scored(
+        path=str(sample.path),
+        category=sample.category if sample.category in predictor.categories else "",
+        image_score=image_score,
+        calibrated_score=decider.calibrated(image_score),
+        decision=decision,
+        regions=find_regions(anomaly_map, decider.pixel, size) or _highest(anomaly_map, decision, size),
+        is_anomalous=sample.is_anomalous,
+        defect=sample.defect,
+    )
+    return Judged(sample, scored, image, anomaly_map, decider)
 
 
 def find_regions(anomaly_map: Floats, threshold: float, picture_size: tuple[int, int]) -> tuple[Region, ...]:
