@@ -109,7 +109,7 @@ def tiff_bomb() -> bytes:
         ("/predict", bomb(60_000, 60_000), 422, "tiles"),
         ("/predict", tiff_bomb(), 422, "at most 1,000,000 are taken"),
         ("/predict", bytes(1_000_001), 413, "--max-megabytes"),
-        ("/predict?modle=part", picture(), 422, 'Did you mean "model"?'),
+        ("/predict?modle=part", picture(), 422, 'modle'),
         ("/predict?heatmap=gif", picture(), 422, "expected heatmap=png"),
         ("/predict?file=" + "a" * 301, picture(), 422, "at most 300 characters"),
         ("/predict?file=a%0Ab", picture(), 422, "can be printed"),

@@ -64,7 +64,7 @@ def create_app(artifacts: Sequence[Artifact], record: Record | None = None, opti
     """
     options = options or Options()
     counters = Counters()
-    desk = Desk(options.limits, counters, record, options.keep)
+    desk = Desk(options.limits, counters, record, options.keep, options.watch)
     inspectors = {artifact.name: Inspector(artifact, desk) for artifact in artifacts}
     server = _Server(inspectors, desk)
     workers = [inspector.compute.serve for inspector in inspectors.values()]
@@ -173,16 +173,13 @@ class _Server:
         if row is None:
             raise _no_row(request)
         found = row.plain()
-        place, inspector = self._desk.kept(row), self._inspectors.get(row.model)
-        if place is not None and inspector is not None and inspector.artifact.digest == row.model_hash:
-            try:
-                content = await asyncio.to_thread(place.read_bytes)
-            except FileNotFoundError:
-                return JSONResponse(found)
+        inspector = self._inspectors.get(row.model)
+        content = await asyncio.to_thread(self._desk.content, row)
+        if content is not None and inspector is not None and inspector.artifact.digest == row.model_hash:
             with self._desk.room.take():
                 asked = Asked(category=row.category, heatmap=True, picture=True)
                 drawn = await inspector.inspect(content, asked, recorded=False)
-            found |= {key: drawn[key] for key in ("heatmap", "picture")}
+            found |= {key: drawn[key] for key in ("heatmap", "picture", "size")}
         return JSONResponse(found)
 
     async def verdict(self, request: Request) -> JSONResponse:
