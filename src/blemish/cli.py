@@ -22,6 +22,7 @@ EXTRAS = {
     "timm": "train",
     "faster_coco_eval": "coco",
     **dict.fromkeys(("starlette", "uvicorn", "python_multipart", "sqlalchemy", "prometheus_client"), "serve"),
+    "scipy": "drift",
 }
 """Optional packages, and the extra that brings them."""
 

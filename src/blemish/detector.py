@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from blemish import images, registry
+from blemish.appearance import NAMES, appearance
 from blemish.dataset import Dataset, digest, hold_out, read_batches
 from blemish.errors import ConfigError, DatasetError, not_among
 from blemish.images import Floats
@@ -184,18 +185,21 @@ class Detector(nn.Module, ABC):
         held_out = [sample for sample in data.validation if sample.category == category]
         scores: list[float] = []
         maxima: list[float] = []
+        looks: list[dict[str, float]] = []
         with bar(f"Calibrate {category}", len(held_out)) as drawn:
             for batch in read_batches(held_out, preprocessing, self.config.batch_size, self.failures):
                 prediction = infer(self, batch.images)
                 scores += prediction.image_score.tolist()
                 maxima += prediction.anomaly_map.max(axis=(1, 2)).tolist()
+                looks += [appearance(image) for image in batch.images]
                 drawn.advance(len(batch.samples))
         if not scores:
             raise DatasetError(
                 f"{category} has no good picture left to calibrate on; expected at least 2 good training "
                 "pictures that can be read, one of which is held out (100 or more make a useful promise)."
             )
-        return Calibration(tuple(sorted(scores)), tuple(sorted(maxima)))
+        look = {name: tuple(sorted(one[name] for one in looks)) for name in NAMES}
+        return Calibration(tuple(sorted(scores)), tuple(sorted(maxima)), look)
 
 
 def create(

@@ -169,6 +169,9 @@ class Calibration:
     """Image scores of the held-out good pictures, sorted ascending."""
     map_maxima: tuple[float, ...]
     """Maxima of their anomaly maps, sorted ascending."""
+    appearance: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    """What they look like, whatever the detector makes of it: {name of `blemish.appearance`: values},
+    sorted ascending; empty in artifacts that are older than this."""
 
     def threshold(self, max_false_reject: float) -> Threshold:
         """The split-conformal threshold on the image score.
@@ -277,6 +280,10 @@ def pool(calibrations: Iterable[Calibration]) -> Calibration:
     return Calibration(
         tuple(sorted(score for part in parts for score in part.image_scores)),
         tuple(sorted(maximum for part in parts for maximum in part.map_maxima)),
+        {
+            name: tuple(sorted(value for part in parts for value in part.appearance[name]))
+            for name in sorted(set.intersection(*(set(part.appearance) for part in parts)))
+        },
     )
 
 

@@ -18,6 +18,7 @@ from served import artifact, picture
 playwright = pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's package chromium")
+TOKEN = "open sesame"  # noqa: S105 - of a test
 SHOTS = os.environ.get("BLEMISH_SHOTS", "")
 """Folder for screenshots, to be looked at."""
 
@@ -112,7 +113,7 @@ def test_drop_heatmap_slider_decision(serve, page):
     decided(page, "Defective", "scratched.png")
     page.wait_for_function("document.getElementById('heat').naturalWidth === 16")
     assert page.locator("#boxes rect").count() == 1
-    assert page.locator("#regions td").all_inner_texts()[2] == "60 × 45"
+    assert page.locator("#regions td").all_inner_texts()[2] == "60 \N{MULTIPLICATION SIGN} 45"
     assert page.locator("#strip button").count() == 2
     page.locator("#opacity").fill("0")
     assert page.evaluate("getComputedStyle(document.getElementById('heat')).opacity") == "0"
@@ -192,8 +193,8 @@ def test_everything_works_in_the_keyboard_alone(serve, page, tmp_path):
 
 
 def test_a_token_is_asked_for(serve, page):
-    page.goto(serve(token="secret"))
-    page.locator("#token").fill("secret")
+    page.goto(serve(token=TOKEN))
+    page.locator("#token").fill(TOKEN)
     page.keyboard.press("Enter")
     page.wait_for_selector("#threshold")
 

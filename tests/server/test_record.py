@@ -1,14 +1,18 @@
+import importlib.util
+import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
 
 from blemish.errors import ConfigError, RecordError
-from blemish.server.record import Inspection, Query, Record
+from blemish.server.record import Base, Inspection, Query, Record
 
 
 def row(**changes) -> Inspection:
@@ -20,10 +24,37 @@ def row(**changes) -> Inspection:
     return Inspection(**values | changes)
 
 
-@pytest.fixture
-def record(tmp_path):
-    found = Record(str(tmp_path / "r.sqlite"))
+@pytest.fixture(scope="session")
+def postgresql(tmp_path_factory):
+    """The URL of a real PostgreSQL server on this machine, with nothing in it."""
+    places = [*sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True), Path("/usr/bin")]
+    programs = next((place for place in places if (place / "initdb").exists()), None)
+    if programs is None or importlib.util.find_spec("psycopg") is None:
+        pytest.skip("needs Debian's package postgresql and the package psycopg")
+    # It does not run as root, and its socket's path must be short.
+    with tempfile.TemporaryDirectory(prefix="pg") as folder:
+        Path(folder).chmod(0o777)
+        user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"] if os.geteuid() == 0 else []
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+
+        def control(*words: str) -> None:
+            subprocess.run([*user, *words], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT, cwd=folder)
+
+        control(str(programs / "initdb"), "-D", f"{folder}/data", "-U", "tester", "-A", "trust", "-E", "UTF8")
+        options = f"-p {port} -c listen_addresses=127.0.0.1 -k {folder}"
+        control(str(programs / "pg_ctl"), "-D", f"{folder}/data", "-l", f"{folder}/log", "-o", options, "-w", "start")
+        yield f"postgresql+psycopg://tester@127.0.0.1:{port}/postgres"
+        control(str(programs / "pg_ctl"), "-D", f"{folder}/data", "-m", "immediate", "-w", "stop")
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def record(request, tmp_path):
+    is_sqlite = request.param == "sqlite"
+    found = Record(str(tmp_path / "r.sqlite") if is_sqlite else request.getfixturevalue("postgresql"))
     yield found
+    if not is_sqlite:
+        Base.metadata.drop_all(found._engine)
     found.close()
 
 
@@ -40,7 +71,9 @@ def test_times_and_order(record):
     start = datetime(2030, 1, 1, tzinfo=UTC)
     near = (0.1, 0.52, None, 0.45)
     record.add([row(time=start + timedelta(hours=n), calibrated_score=near[n]) for n in range(4)])
-    assert [one.id for one in record.rows(Query(since=start + timedelta(hours=1), until=start + timedelta(hours=3)))] == [3, 2]
+    assert [
+        one.id for one in record.rows(Query(since=start + timedelta(hours=1), until=start + timedelta(hours=3)))
+    ] == [3, 2]
     assert [one.id for one in record.rows(Query(order="borderline"))] == [2, 4, 1, 3]
 
 
@@ -79,7 +112,8 @@ def test_a_table_of_another_make_is_refused(tmp_path):
         Record(str(tmp_path / "r.sqlite"))
 
 
-def test_a_full_disk_is_an_error_and_keeps_what_is_there(tmp_path, record):
+def test_a_full_disk_is_an_error_and_keeps_what_is_there(tmp_path):
+    record = Record(str(tmp_path / "r.sqlite"))
     record.add([row()])
     from sqlalchemy import event
 

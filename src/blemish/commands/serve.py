@@ -1,6 +1,7 @@
 """serve ARTIFACT...: HTTP API, inspection page and record."""
 
 import os
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -70,24 +71,19 @@ class Serve:
         options = Options(limits=limits, token=token, local=local, keep=self.keep, watch=self.watch)
         config = uvicorn.Config(
             create_app(served, record, options),
-            host=self.host,
-            port=self.port,
             log_level="warning",
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=int(self.timeout) + 1,
         )
-        self._announce(served, record, is_open=not (token or local))
-        sock = config.bind_socket() if self.port == 0 else None
-        if sock is not None:
-            say(f"Listening on http://{self.host}:{sock.getsockname()[1]}")
-        uvicorn.Server(config).run(sockets=None if sock is None else [sock])
+        with self._listen() as listening:
+            self._announce(served, record, listening.getsockname()[1], is_open=not (token or local))
+            uvicorn.Server(config).run([listening])
         return 0
 
     def _load(self) -> "list[Artifact]":
-        import hashlib
-
         from blemish import artifact
+        from blemish.files import digest
         from blemish.server import Artifact
 
         found: dict[str, Artifact] = {}
@@ -103,19 +99,29 @@ class Serve:
                 own.max_false_reject if self.max_false_reject is None else self.max_false_reject,
                 own.max_review if self.max_review is None else self.max_review,
             )
-            found[name] = Artifact(name, predictor, hashlib.sha256(path.read_bytes()).hexdigest(), policy)
+            found[name] = Artifact(name, predictor, digest(path), policy)
         if not found:
             raise ConfigError("no artifact is named; type blemish serve part.blemish.")
         return list(found.values())
 
-    def _announce(self, served: "list[Artifact]", record: "Record | None", *, is_open: bool) -> None:
+    def _listen(self) -> socket.socket:
+        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+        try:
+            return socket.create_server((self.host, self.port), family=family, backlog=2048)
+        except (OSError, OverflowError) as error:
+            raise ConfigError(
+                f"can't listen on {self.host}, port {self.port} ({getattr(error, 'strerror', error)}); choose another "
+                "--port or --host."
+            ) from error
+
+    def _announce(self, served: "list[Artifact]", record: "Record | None", port: int, *, is_open: bool) -> None:
         for artifact in served:
             say(f"{artifact.name}: {artifact.predictor.header.model}, {', '.join(artifact.predictor.categories)}")
         say(f"Record: {record.name if record else 'none; inspections are not written down'}")
         if is_open:
             say(f"Anybody who reaches {self.host} can use this server: set a token in the variable {TOKEN}.")
-        if self.port:
-            say(f"Open http://{self.host}:{self.port} (API: /docs). Ctrl-C stops it.")
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        say(f"Open http://{host}:{port} (API: /docs). Ctrl-C stops it.")
 
 
 COMMAND = Serve

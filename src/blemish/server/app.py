@@ -54,7 +54,9 @@ class Options:
     """Folder whose new pictures are inspected by the first artifact."""
 
 
-def create_app(artifacts: Sequence[Artifact], record: Record | None = None, options: Options | None = None) -> Starlette:
+def create_app(
+    artifacts: Sequence[Artifact], record: Record | None = None, options: Options | None = None
+) -> Starlette:
     """The server as an ASGI application.
 
     Args:
@@ -281,4 +283,3 @@ async def _no_route(request: Request, error: Exception) -> Response:
 
 async def _failed(_: Request, error: Exception) -> Response:
     return JSONResponse({"error": f"the server failed ({type(error).__name__}); its log says more."}, 500)
-

@@ -264,4 +264,3 @@ def _uri(picture: Any, kind: str) -> str:
 
 def _finite(value: float) -> float | None:
     return value if np.isfinite(value) else None
-

@@ -87,6 +87,7 @@ class Query:
     """Which rows of the record; what is empty or None does not matter."""
 
     model: str = ""
+    model_hash: str = ""
     category: str = ""
     decision: str = ""
     verdict: str = ""
@@ -106,11 +107,11 @@ class Query:
     """borderline: those nearest to their threshold first."""
     limit: int = ROWS
 
-    def statement(self) -> Select[tuple[Inspection]]:
+    def statement(self) -> Select[Any]:
         """The same for the database."""
         row = Inspection
         wanted = select(row)
-        for name in ("model", "category", "decision", "part", "file", "picture_hash"):
+        for name in ("model", "model_hash", "category", "decision", "part", "file", "picture_hash"):
             if value := getattr(self, name):
                 wanted = wanted.where(getattr(row, name) == value)
         if self.verdict:

@@ -26,7 +26,7 @@ export function draw(svg, known, score, threshold, changed) {
   });
   const mark = Number.isFinite(score) ? [
     element(svg, "line", { class: "mark", x1: x(score), x2: x(score), y1: TOP, y2: BOTTOM + 8 }),
-    element(svg, "text", { x: x(score), y: BOTTOM + 25, "text-anchor": anchor(x(score)) }, "this picture"),
+    element(svg, "text", { x: x(score), y: BOTTOM + 28, "text-anchor": anchor(x(score)) }, "this picture"),
   ] : [];
   const axis = element(svg, "line", { class: "axis", x1: 0, x2: WIDTH, y1: BOTTOM, y2: BOTTOM });
   const handle = threshold_line(svg, x(threshold), threshold, { low, high, changed });
@@ -71,7 +71,7 @@ function at(svg, event, low, high) {
   return low + share * (high - low);
 }
 
-const anchor = (place) => (place < 60 ? "start" : place > WIDTH - 60 ? "end" : "middle");
+const anchor = (place) => (place < 70 ? "start" : place > WIDTH - 70 ? "end" : "middle");
 
 // What a threshold would do, in words.
 export function hypothesis(known, recent, shown, threshold) {

@@ -58,6 +58,7 @@ async function send(file) {
 }
 
 function add(found) {
+  if (found.id && state.results.some((one) => one.id === found.id)) return; // sent from here, and followed, too
   state.results = [found, ...state.results].slice(0, KEPT);
   state.recent = [found, ...state.recent].slice(0, 500);
   if (found.id) state.last = Math.max(state.last, found.id);

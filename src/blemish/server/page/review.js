@@ -75,16 +75,19 @@ async function pictures(record, item, look) {
     look.replaceWith(made("span", "The picture was not kept (blemish serve --keep FOLDER).", "soft"));
     return;
   }
-  const frame = made("div", "", "frame");
-  frame.style.aspectRatio = `${found.size[1]} / ${found.size[0]}`;
+  const both = made("div", "", "pictures");
   for (const [source, words] of [[found.picture, "The picture"], [found.heatmap, "Its heatmap"]]) {
+    const frame = made("div", "", "frame");
+    frame.style.aspectRatio = `${found.size[1]} / ${found.size[0]}`;
     const image = made("img");
     image.src = source;
     image.alt = words;
     frame.append(image);
+    both.append(frame);
   }
-  item.prepend(frame);
+  item.prepend(both);
   look.remove();
+  item.querySelector("button").focus();
 }
 
 async function save() {
