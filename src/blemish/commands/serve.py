@@ -106,11 +106,13 @@ class Serve:
 
     def _listen(self) -> socket.socket:
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+        if not 0 <= self.port < 2**16:
+            raise ConfigError(f"--port is {self.port}; expected 0 to 65535.")
         try:
             return socket.create_server((self.host, self.port), family=family, backlog=2048)
-        except (OSError, OverflowError) as error:
+        except OSError as error:
             raise ConfigError(
-                f"can't listen on {self.host}, port {self.port} ({getattr(error, 'strerror', error)}); choose another "
+                f"can't listen on {self.host}, port {self.port} ({error.strerror or error}); choose another "
                 "--port or --host."
             ) from error
 
