@@ -270,8 +270,7 @@ def read_size(path: Path) -> tuple[int, int]:
             turned = opened.format != "TIFF" and opened.getexif().get(_ORIENTATION, 1) >= 5
             return (width, height) if turned else (height, width)
     except UnidentifiedImageError:
-        height, width = read(path).shape[:2]
-        return height, width
+        return read(path).shape[:2]
     except Exception as error:  # decoders raise whatever they like about damaged files
         raise _unreadable(str(path), error) from error
 
@@ -390,8 +389,9 @@ def _unreadable(name: str, error: Exception) -> ImageError:
     if isinstance(error, UnidentifiedImageError | SyntaxError):
         return ImageError(f"{name}: not a picture, or a damaged one; expected JPEG, PNG, BMP or TIFF.")
     if isinstance(error, Image.DecompressionBombError):
-        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-        return ImageError(f"{name}: has more than {limit:,} pixels; cut it into tiles first.")
+        return ImageError(
+            f"{name}: has more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels; cut it into tiles first."
+        )
     return ImageError(f"{name}: can't be read as a picture ({error}).")
 
 
@@ -470,8 +470,7 @@ def _size(content: bytes) -> tuple[int, int]:
         return tags[256], tags[257]
 
 
-def _tags(content: bytes) -> ImageFileDirectory_v2:
-    """The first directory of a TIFF file; a SyntaxError for anything else."""
+def _tags(content: bytes) -> ImageFileDirectory_v2:  # a SyntaxError where it is no TIFF
     file = io.BytesIO(content)
     with _quiet:
         tags = ImageFileDirectory_v2(file.read(16 if content[2:4] in (b"+\0", b"\0+") else 8))
