@@ -120,8 +120,9 @@ class _Server:
 
     async def predict(self, request: Request) -> JSONResponse:
         inspector, asked = self._asked(request, ("part", "file"))
+        content = await request.body()  # before there is room for it: slow clients must not take it all
         with self._desk.room.take():
-            found = await inspector.inspect(await request.body(), asked)
+            found = await inspector.inspect(content, asked)
         return JSONResponse(found, 503 if "error" in found else 200)
 
     async def predict_batch(self, request: Request) -> JSONResponse:
