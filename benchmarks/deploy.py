@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 import blemish
-from blemish import artifact, images, scoring
+from blemish import artifact, images, judging
 from blemish.artifact import BATCH, Predictor, read_header
 from blemish.types import Sample
 
@@ -41,7 +41,7 @@ def end_to_end(predictor: Predictor, files: list[Path]) -> float:
 
     def once() -> float:
         start = time.perf_counter()
-        judged = sum(1 for _ in scoring.judge(predictor, samples, []))
+        judged = sum(1 for _ in judging.judge(predictor, samples, []))
         return judged / (time.perf_counter() - start)
 
     return max(once() for _ in range(ROUNDS))

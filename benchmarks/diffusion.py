@@ -122,8 +122,8 @@ def paper(threads: int, repeats: int) -> None:
 def distance(file: Path, data: str, category: str, count: int) -> None:
     """Prints the table of distances."""
     import blemish
-    from blemish.dataset import read_batches
     from blemish.nn.backbone import Backbone
+    from blemish.reading import read_batches
     from blemish.types import Preprocessing
 
     model = sdas.load(file)

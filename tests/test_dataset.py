@@ -11,17 +11,9 @@ import numpy as np
 import pytest
 
 from blemish import registry
-from blemish.dataset import (
-    BAD_WORDS,
-    GOOD_WORDS,
-    MASK_FOLDERS,
-    Dataset,
-    open_dataset,
-    read_batches,
-    read_image,
-    read_mask,
-)
+from blemish.dataset import BAD_WORDS, GOOD_WORDS, MASK_FOLDERS, Dataset, open_dataset
 from blemish.errors import ConfigError, DatasetError, ImageError
+from blemish.reading import read_batches, read_image, read_mask
 from blemish.rows import word
 from blemish.types import Failure, Preprocessing, Sample
 from trees import BAD, GOOD, MASK, SIZE, SQUARE, TREES, grow, mvtec, picture, some

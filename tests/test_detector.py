@@ -3,9 +3,9 @@ import torch
 
 import blemish
 import textures
-from blemish.dataset import digest
 from blemish.detector import DetectorConfig
 from blemish.errors import ConfigError, DatasetError
+from blemish.reading import digest
 from blemish.training import choose_device, generator
 
 

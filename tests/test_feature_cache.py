@@ -7,9 +7,10 @@ from torch import nn
 
 import blemish
 import textures
-from blemish.dataset import Dataset, digest
+from blemish.dataset import Dataset
 from blemish.errors import ConfigError, ImageError
 from blemish.feature_cache import FeatureCache, Features, origin, parse_size, place
+from blemish.reading import digest
 from blemish.types import Failure, Intensity, Preprocessing
 
 SMALL = Preprocessing((32, 48))

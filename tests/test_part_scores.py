@@ -10,9 +10,9 @@ import blemish
 import textures
 from blemish import scoring
 from blemish.detector import infer
+from blemish.judging import decide_parts, judge
 from blemish.parts import Views
 from blemish.predictions import find_pictures, part_table, predict, summary, write_parts
-from blemish.scoring import decide_parts, judge
 from blemish.types import Calibration, Decider, Policy, pool
 
 

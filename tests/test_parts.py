@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from blemish.dataset import open_dataset, read_parts
+from blemish.dataset import open_dataset
 from blemish.errors import ConfigError, DatasetError
 from blemish.parts import Views, check_views, places_of_parts, whole_parts, with_views
+from blemish.reading import read_parts
 from blemish.types import Failure, Preprocessing, Sample
 
 PATTERN = r"(?P<part>.+)_C(?P<view>\d+)"

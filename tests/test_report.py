@@ -21,9 +21,10 @@ from blemish import report as reports
 from blemish.artifact import Header, Predictor
 from blemish.dataset import open_dataset
 from blemish.errors import ConfigError, OutputError
+from blemish.judging import Scored
 from blemish.metric import all_metrics
 from blemish.report import page, plots, summary
-from blemish.scoring import Report, Scored, score
+from blemish.scoring import Report, score
 from blemish.types import Calibration, Choice, Decider, Failure, Fitted, Outcome, Policy, Prediction, Preprocessing
 from trees import BAD, GOOD, MASK, grow, mvtec, some
 

@@ -10,7 +10,7 @@ from blemish import scoring
 from blemish.artifact import Header, Predictor
 from blemish.errors import DatasetError
 from blemish.headers import from_plain
-from blemish.scoring import Scored, find_regions
+from blemish.judging import Region, Scored, find_regions, judge
 from blemish.types import Calibration, Decider, Fitted, Policy, Prediction, Preprocessing
 from trees import BAD, GOOD, SIZE, grow, mvtec, picture
 
@@ -48,7 +48,7 @@ def test_regions_are_in_pixels_of_the_file():
 
 def test_everything_is_judged_in_order(data):
     failures = []
-    judged = list(scoring.judge(predictor(), data.test, failures))
+    judged = list(judge(predictor(), data.test, failures))
     assert [item.sample for item in judged] == data.test
     assert failures == []
     for item in judged:
@@ -131,7 +131,7 @@ def test_a_score_that_is_no_number_is_defective_and_null(data):
 
 
 def test_lines_hold_what_was_found(data):
-    row = next(item.scored for item in scoring.judge(predictor(), data.test, []) if item.scored.regions)
+    row = next(item.scored for item in judge(predictor(), data.test, []) if item.scored.regions)
     line = json.loads(row.line())
     assert set(line) >= {"path", "image_score", "calibrated_score", "decision", "regions", "category"}
     assert set(line["regions"][0]) == {"box", "area", "peak"}
@@ -197,7 +197,7 @@ def test_progress_that_cannot_be_kept_stops_nothing(data, monkeypatch, caplog):
 
 def test_pictures_that_were_learned_from_are_named(data):
     from blemish import report as reports
-    from blemish.dataset import digest
+    from blemish.reading import digest
 
     known = next(sample for sample in data.test if not sample.is_anomalous)
     chosen = predictor()
@@ -223,7 +223,7 @@ def test_a_stopped_part_points_somewhere(data):
         grey = batch.mean(axis=1)
         return Prediction(grey * 0.5, np.full(len(batch), 0.9, np.float32))
 
-    for judged in scoring.judge(predictor(spread), data.test, []):
+    for judged in judge(predictor(spread), data.test, []):
         assert judged.scored.decision == "defective"
         assert len(judged.scored.regions) == 1
         assert judged.scored.regions[0].peak == pytest.approx(judged.anomaly_map.max())
@@ -245,7 +245,7 @@ def test_unfinished_work_of_other_pictures_is_not_taken(tmp_path, monkeypatch):
 
 
 def test_rows_survive_their_own_lines():
-    row = Scored("a.png", float("nan"), 0.5, "good", (scoring.Region((1, 2, 3, 4), 5, 6.5),), "cup", is_anomalous=False)
+    row = Scored("a.png", float("nan"), 0.5, "good", (Region((1, 2, 3, 4), 5, 6.5),), "cup", is_anomalous=False)
     back = from_plain(Scored, scoring._from_finite(json.loads(row.line())))
     assert back.regions == row.regions
     assert np.isnan(back.image_score)

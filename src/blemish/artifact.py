@@ -21,7 +21,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, cast
 
 import numpy as np
 
@@ -269,6 +269,19 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     """
     path = Path(path)
     return _existing(path).read_header(path)
+
+
+def deciding(path: str | os.PathLike[str]) -> Predictor:
+    """A predictor made of an artifact's header alone: it knows thresholds, but can't predict.
+
+    Raises:
+        ArtifactError: no such file, not an artifact, truncated, or of a newer version.
+    """
+
+    def refuse(_: object) -> NoReturn:
+        raise ConfigError("a header alone can't predict; use blemish.load.")
+
+    return Predictor(read_header(path), refuse)
 
 
 def format_of(path: Path) -> Format:

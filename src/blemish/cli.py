@@ -25,6 +25,8 @@ EXTRAS = {
     "openvino": "runtime",
     "onnx": "export",
     "onnxscript": "export",
+    **dict.fromkeys(("starlette", "uvicorn", "python_multipart", "sqlalchemy", "prometheus_client"), "serve"),
+    "scipy": "drift",
 }
 """Optional packages, and the extra that brings them."""
 

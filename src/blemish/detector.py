@@ -19,12 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from blemish import images, registry
-from blemish.dataset import Dataset, digest, hold_out, read_parts
+from blemish.appearance import NAMES, appearance
+from blemish.dataset import Dataset, hold_out
 from blemish.errors import ConfigError, DatasetError, not_among
 from blemish.images import Floats
 from blemish.nn.backbone import DEFAULT, fingerprint
 from blemish.parts import part_of
 from blemish.progress import bar
+from blemish.reading import digest, read_parts
 from blemish.training import Plan, TrainingConfig, Unfinished, choose_device
 from blemish.types import (
     Calibration,
@@ -198,6 +200,7 @@ class Detector(nn.Module, ABC):
         scores: list[float] = []
         maxima: list[float] = []
         parts: dict[Hashable, float] = {}
+        looks: list[dict[str, float]] = []
         with bar(f"Calibrate {category}", len(held_out)) as drawn:
             for batch in read_parts(held_out, preprocessing, self.config.batch_size, self.failures):
                 prediction = infer(self, batch.images, [part_of(sample) for sample in batch.samples])
@@ -205,15 +208,18 @@ class Detector(nn.Module, ABC):
                 for sample, score in zip(batch.samples, prediction.image_score.tolist(), strict=True):
                     parts[part_of(sample)] = max(score, parts.get(part_of(sample), -math.inf))
                 maxima += prediction.anomaly_map.max(axis=(1, 2)).tolist()
+                looks += [appearance(image) for image in batch.images]
                 drawn.advance(len(batch.samples))
         if not scores:
             raise DatasetError(
                 f"{category} has no good picture left to calibrate on; expected at least 2 good training "
                 "pictures that can be read, one of which is held out (100 or more make a useful promise)."
             )
-        has_views = len(parts) < len(scores)
         return Calibration(
-            tuple(sorted(scores)), tuple(sorted(maxima)), tuple(sorted(parts.values())) if has_views else ()
+            image_scores=tuple(sorted(scores)),
+            map_maxima=tuple(sorted(maxima)),
+            part_scores=tuple(sorted(parts.values())) if len(parts) < len(scores) else (),
+            appearance={name: tuple(sorted(one[name] for one in looks)) for name in NAMES},
         )
 
 

@@ -9,7 +9,9 @@
     ├── MetricError      scores, maps and masks that can't be evaluated together
     ├── ArtifactError    a saved detector that can't be read
     ├── ExportError      an exported detector that would not give what the detector gives
-    └── OutputError      a file or folder that can't be written
+    ├── OutputError      a file or folder that can't be written
+    ├── RecordError      a database of inspections that can't be written or read
+    └── RequestError     what the server refuses to do
 
 Each message is one sentence or two: what failed, with the value and where; what was expected;
 what to type next. The command line prints the message alone and exits with status 2.
@@ -57,6 +59,20 @@ class ExportError(BlemishError):
 
 class OutputError(BlemishError):
     """A file or folder that can't be written."""
+
+
+class RecordError(BlemishError):
+    """A database of inspections that can't be written or read."""
+
+
+class RequestError(BlemishError):
+    """What the server refuses to do."""
+
+    def __init__(self, message: str, status: int = 400, retry_after: int | None = None) -> None:
+        """The sentence, the HTTP status that goes with it, and the seconds after which to try again."""
+        super().__init__(message)
+        self.status = status
+        self.retry_after = retry_after
 
 
 def bad_option(name: str, value: object, expected: str) -> ConfigError:

@@ -21,12 +21,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from blemish.dataset import digest, read_batches
 from blemish.errors import ConfigError, ImageError
 from blemish.files import replacing, write_text
 from blemish.images import Floats
 from blemish.nn.backbone import fingerprint
 from blemish.progress import bar
+from blemish.reading import digest, read_batches
 from blemish.types import Failure, Preprocessing, Sample
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}

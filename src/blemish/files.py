@@ -1,5 +1,6 @@
 """Writing files so that they are there whole or not at all."""
 
+import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -161,6 +162,12 @@ def check_writable(path: Path) -> None:
         raise OutputError(f"{path} can't be written: no permission in {existing}; choose another place.")
     if path.exists() and not os.access(path, os.W_OK):
         raise OutputError(f"{path} can't be written: it is there already and read-only; choose another name.")
+
+
+def digest(path: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal."""
+    with path.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _sentence(path: Path, error: OSError) -> str:

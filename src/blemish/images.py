@@ -5,21 +5,18 @@ The only file that knows of (H, W, 3) layout, bit depths, EXIF and colour maps. 
 is what makes their scores equal; they need NumPy, Pillow and OpenCV, but not torch.
 """
 
-import contextlib
 import io
 import os
-import threading
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
-from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
+from PIL import Image, UnidentifiedImageError
 
+from blemish import decoding
 from blemish.errors import ImageError, ShapeError
 from blemish.types import Failure, Intensity, Preprocessing
 
@@ -28,24 +25,9 @@ Bools: TypeAlias = NDArray[np.bool_]
 Picture: TypeAlias = NDArray[Any]
 """(H, W, 3) RGB in the file's own depth: uint8, uint16 or float32."""
 
-# What OpenCV would print about damaged files, our own errors say.
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-
 CLIPPED = 0.001
 """Share of a picture's values that may lie outside the intensity rule."""
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
-
-_FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
-_ORIENTATION = 0x0112  # the tag of EXIF and TIFF
-_UPRIGHT: dict[int, Callable[[Picture], Picture]] = {
-    2: lambda picture: picture[:, ::-1],
-    3: lambda picture: picture[::-1, ::-1],
-    4: lambda picture: picture[::-1],
-    5: lambda picture: picture.swapaxes(0, 1),
-    6: lambda picture: picture[::-1].swapaxes(0, 1),
-    7: lambda picture: picture[::-1, ::-1].swapaxes(0, 1),
-    8: lambda picture: picture[:, ::-1].swapaxes(0, 1),
-}
 
 
 def is_picture(path: Path) -> bool:
@@ -89,11 +71,25 @@ def decode(content: bytes, name: str) -> Picture:
     if not content:
         raise ImageError(f"{name}: the file is empty (0 bytes).")
     try:
-        return _checked(_decode(content), name)
+        return _checked(decoding.decode(content), name)
     except ImageError:
         raise
     except Exception as error:  # decoders raise whatever they like about damaged files
         raise _unreadable(name, error) from error
+
+
+def check_pixels(content: bytes, limit: int, name: str) -> None:
+    """Nothing, if the picture in the bytes of a file has at most `limit` pixels; only its header is read.
+
+    Raises:
+        ImageError: it has more, or is not a picture.
+    """
+    try:
+        width, height = decoding.size_of(content)
+    except Exception as error:  # decoders raise whatever they like about damaged files
+        raise _unreadable(name, error) from error
+    if width * height > limit:
+        raise ImageError(f"{name}: has {height}x{width} pixels; at most {limit:,} are taken: cut it into tiles first.")
 
 
 def to_chw(picture: Picture, preprocessing: Preprocessing, name: str = "image") -> Floats:
@@ -209,8 +205,8 @@ def measure_intensity(paths: Iterable[Path]) -> tuple[Intensity | None, list[Fai
 def is_deep(path: Path) -> bool:
     """Whether the file says that it has more than 8 bit a channel; only its header is read."""
     try:
-        with _quiet, Image.open(path, formats=_FORMATS) as opened:
-            return _is_deep(opened)
+        with decoding.quiet, Image.open(path, formats=decoding.FORMATS) as opened:
+            return decoding.is_deep(opened)
     except UnidentifiedImageError:
         return path.suffix.lower() in {".tif", ".tiff"}  # of more kinds than Pillow knows
     except Exception:  # what is wrong with it is said when it is read
@@ -250,14 +246,13 @@ def read_size(path: Path) -> tuple[int, int]:
         ImageError: it can't be read.
     """
     try:
-        with _quiet, Image.open(path, formats=_FORMATS) as opened:
+        with decoding.quiet, Image.open(path, formats=decoding.FORMATS) as opened:
             width, height = opened.size
             # Orientations from 5 on swap the sides; of a TIFF, Pillow has done it.
-            turned = opened.format != "TIFF" and opened.getexif().get(_ORIENTATION, 1) >= 5
+            turned = opened.format != "TIFF" and opened.getexif().get(decoding.ORIENTATION, 1) >= 5
             return (width, height) if turned else (height, width)
     except UnidentifiedImageError:
-        height, width = read(path).shape[:2]
-        return height, width
+        return read(path).shape[:2]
     except Exception as error:  # decoders raise whatever they like about damaged files
         raise _unreadable(str(path), error) from error
 
@@ -342,118 +337,14 @@ def _is_picture(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")  # noqa: PTH122 (speed)
 
 
-class _Quiet:
-    """Inside, in any thread, warnings of Pillow are not shown: metadata oddities that do not touch the pixels.
-
-    `warnings.catch_warnings` restores the filters it found, whatever other threads did meanwhile;
-    this takes away just the filter that it added, when the last thread leaves.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._inside = 0
-        self._filter: Any = None
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if not self._inside:
-                warnings.filterwarnings("ignore", module=r"PIL\.")
-                self._filter = warnings.filters[0]
-            self._inside += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if not self._inside:
-                with contextlib.suppress(ValueError):
-                    cast(list[Any], warnings.filters).remove(self._filter)
-
-
-_quiet = _Quiet()
-
-
 def _unreadable(name: str, error: Exception) -> ImageError:
-    if isinstance(error, UnidentifiedImageError):
+    if isinstance(error, UnidentifiedImageError | SyntaxError):
         return ImageError(f"{name}: not a picture, or a damaged one; expected JPEG, PNG, BMP or TIFF.")
     if isinstance(error, Image.DecompressionBombError):
-        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-        return ImageError(f"{name}: has more than {limit:,} pixels; cut it into tiles first.")
-    return ImageError(f"{name}: can't be read as a picture ({error}).")
-
-
-def _is_deep(opened: Image.Image) -> bool:
-    """Whether the opened file has more than 8 bit a channel, also where Pillow would drop them."""
-    if isinstance(opened, TiffImageFile):
-        return bool(max(opened.tag_v2.get(258, (1,))) > 8)  # bits a sample
-    # A 16-bit BMP has 16 bit for all channels together.
-    return opened.mode.startswith("I") or (opened.format == "PNG" and ";16" in str(getattr(opened, "tile", "")))
-
-
-def _decode(content: bytes) -> Picture:
-    """The picture, (H, W, 3) uint8, or (H, W) or (H, W, 3) of any deeper type."""
-    orientation = 1
-    try:
-        with _quiet, Image.open(io.BytesIO(content), formats=_FORMATS) as opened:
-            if not _is_deep(opened):
-                return np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
-            if opened.format != "TIFF":  # of which the deep decoders turn it themselves
-                orientation = opened.getexif().get(_ORIENTATION, 1)
-            picture = np.asarray(ImageOps.exif_transpose(opened))  # reads all, so it notices what is damaged
-            if picture.ndim == 2:
-                return picture
-    except UnidentifiedImageError:
-        if not content.startswith((b"II", b"MM")):
-            raise
-    return _turned(_decode_deep(content), orientation)
-
-
-def _decode_deep(content: bytes) -> Picture:
-    """Deep colour, of which Pillow keeps 8 bit at most, and TIFFs that it does not know."""
-    picture = _decode_plain_tiff(content) if content.startswith((b"II", b"MM")) else None
-    if picture is None:
-        picture = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-        if picture is None:
-            raise UnidentifiedImageError
-        if picture.ndim == 3:
-            picture = picture[:, :, 2::-1]
-    if picture.ndim == 3 and picture.shape[2] < 3:
-        picture = picture[:, :, 0]
-    return picture
-
-
-def _decode_plain_tiff(content: bytes) -> Picture | None:
-    """A TIFF that OpenCV gets wrong: half precision, channels apart, grey with alpha; None for any other.
-
-    Raises:
-        ValueError: it is one of these, but compressed or tiled.
-    """
-    file = io.BytesIO(content)
-    is_big = content[2:4] in (b"+\0", b"\0+")
-    with _quiet:
-        tags = ImageFileDirectory_v2(file.read(16 if is_big else 8))
-        file.seek(tags.next)
-        tags.load(file)
-    channels, bits, kind = tags.get(277, 1), tags.get(258, (1,))[0], tags.get(339, (1,))[0]
-    is_half, is_planar = kind == 3 and bits == 16, tags.get(284, 1) == 2 and channels > 1
-    if not (is_half or is_planar or channels == 2):
-        return None
-    if tags.get(259, 1) != 1 or 273 not in tags or kind not in (1, 2, 3) or bits % 8:
-        raise ValueError(
-            "a compressed or tiled TIFF of half precision, with channels apart or with alpha: save it "
-            "without compression, or with channels together, no alpha and 16 or 32 bit"
+        return ImageError(
+            f"{name}: has more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels; cut it into tiles first."
         )
-    data = b"".join(content[start : start + size] for start, size in zip(tags[273], tags[279], strict=True))
-    values = np.frombuffer(data, f"{'<' if content.startswith(b'II') else '>'}{' uif'[kind]}{bits // 8}")
-    height, width = tags[257], tags[256]
-    if is_planar:
-        picture = values.reshape(channels, height, width).transpose(1, 2, 0)
-    else:
-        picture = values.reshape(height, width, channels)
-    return _turned(picture[:, :, :3], tags.get(_ORIENTATION, 1))
-
-
-def _turned(picture: Picture, orientation: int) -> Picture:
-    return _UPRIGHT[orientation](picture) if orientation in _UPRIGHT else picture
+    return ImageError(f"{name}: can't be read as a picture ({error}).")
 
 
 def _checked(picture: Picture, name: str) -> Picture:

@@ -14,9 +14,9 @@ from blemish import files, images
 from blemish.artifact import Predictor
 from blemish.dataset import MASK_FOLDERS
 from blemish.errors import DatasetError
+from blemish.judging import Judged, Scored, ScoredPart, judge
 from blemish.parts import Views
 from blemish.progress import track
-from blemish.scoring import Judged, Scored, ScoredPart, judge
 from blemish.types import Failure, Policy, Sample
 
 ROWS = 40

@@ -178,6 +178,9 @@ class Calibration:
     """Part scores of the held-out good parts, sorted ascending; empty where each picture is a part of its own."""
     unit: Unit = "pictures"
     """What `image_scores` are of."""
+    appearance: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    """What the pictures look like, whatever the detector makes of it: {name of `blemish.appearance`: values},
+    sorted ascending; empty in artifacts that are older than this."""
 
     def of_parts(self) -> "Calibration":
         """The same for parts: a part's score is the highest of its views', and thresholds keep their promise for it."""
@@ -332,9 +335,13 @@ def pool(calibrations: Iterable[Calibration]) -> Calibration:
     return Calibration(
         tuple(sorted(score for part in parts for score in part.image_scores)),
         tuple(sorted(maximum for part in parts for maximum in part.map_maxima)),
-        tuple(sorted(score for part in parts for score in part.of_parts().image_scores))
+        part_scores=tuple(sorted(score for part in parts for score in part.of_parts().image_scores))
         if any(part.part_scores for part in parts)
         else (),
+        appearance={
+            name: tuple(sorted(value for part in parts for value in part.appearance[name]))
+            for name in sorted(set.intersection(*(set(part.appearance) for part in parts)))
+        },
     )
 
 

@@ -12,9 +12,10 @@ from faster_coco_eval.core import mask as rle
 from PIL import Image
 
 from blemish import images
-from blemish.dataset import open_dataset, read_mask
+from blemish.dataset import open_dataset
 from blemish.datasets import coco_ad
 from blemish.errors import DatasetError
+from blemish.reading import read_mask
 from trees import TREES, grow
 
 IDS = [

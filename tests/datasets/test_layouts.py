@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from blemish import registry
-from blemish.dataset import Dataset, open_dataset, read_mask, split_good
+from blemish.dataset import Dataset, open_dataset, split_good
+from blemish.reading import read_mask
 from trees import TREES, Counts, Tree, grow
 
 LAYOUTS = registry.names("datasets")

@@ -46,7 +46,7 @@ def predictor(model: str, data: Dataset) -> Predictor:
 
 @pytest.fixture
 def batch(predictor: Predictor, data: Dataset) -> np.ndarray:
-    from blemish.dataset import read_image
+    from blemish.reading import read_image
 
     return np.stack([read_image(sample.path, predictor.preprocessing)[0] for sample in data.test[:5]])
 

@@ -14,7 +14,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from blemish import artifact, scoring
+from blemish import artifact, judging, scoring
 from blemish.benchmark.grid import Cell
 from blemish.dataset import Dataset, open_dataset
 from blemish.errors import BlemishError
@@ -109,7 +109,7 @@ def _open(cell: Cell) -> Dataset:
 
 def _time_of_one(predictor: artifact.Predictor, data: Dataset) -> float:
     samples = [sample for sample in data.test if sample.is_anomalous is not None]
-    rows = scoring.judge(predictor, samples[: _WARM + TIMED], [])
+    rows = judging.judge(predictor, samples[: _WARM + TIMED], [])
     for _ in itertools.islice(rows, min(_WARM, len(samples) // 2)):
         pass
     start = time.perf_counter()

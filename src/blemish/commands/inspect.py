@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from blemish.command import ArtifactFile, say
 from blemish.errors import ConfigError
@@ -28,9 +28,10 @@ class Inspect:
 
     def __call__(self) -> int:
         """Prints the header."""
-        from blemish.artifact import Predictor, read_header
+        from blemish.artifact import deciding
 
-        header = read_header(self.artifact)
+        predictor = deciding(self.artifact)
+        header = predictor.header
         self._write(header)
         height, width = header.fitted.preprocessing.image_size
         rule = header.fitted.preprocessing.intensity
@@ -43,11 +44,6 @@ class Inspect:
             say(f"Training: {header.fitted.training.sentence()}")
         for name, choice in header.fitted.choices.items():
             say(f"{name}: {_sentence(choice)}")
-
-        def refuse(_: object) -> NoReturn:
-            raise ConfigError("a header alone can't predict.")
-
-        predictor = Predictor(header, refuse)
         for category in predictor.categories:
             for sentence in predictor.decider(category).sentences():
                 say(f"{category}: {sentence}")

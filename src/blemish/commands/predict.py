@@ -41,7 +41,7 @@ class Predict:
 
     def __call__(self) -> int:
         """Predicts, writes, prints."""
-        from blemish import predictions, scoring
+        from blemish import judging, predictions
         from blemish.files import check_writable
 
         if self.maps and self.out_dir is None:
@@ -59,7 +59,7 @@ class Predict:
         scored = predictions.write(judged, pictures, json_lines=self.json_lines, out_dir=self.out_dir, maps=self.maps)
         if not scored:
             raise DatasetError(f"none of the {len(pictures)} pictures can be read; {failures[0].reason}")
-        parts = scoring.decide_parts(predictor, scored, policy)
+        parts = judging.decide_parts(predictor, scored, policy)
         if self.out_dir is not None and parts:
             predictions.write_parts(parts, self.out_dir)
         say(predictions.part_table(parts) if parts else predictions.table(scored))

@@ -17,15 +17,7 @@ those of `dataset.py`, in any case.
 from pathlib import Path
 
 from blemish import images
-from blemish.dataset import (
-    BAD_WORDS,
-    GOOD_WORDS,
-    MASK_FOLDERS,
-    category_folder,
-    masks_beside,
-    masks_in,
-    subfolders,
-)
+from blemish.dataset import BAD_WORDS, GOOD_WORDS, MASK_FOLDERS, category_folder, masks_beside, masks_in, subfolders
 from blemish.errors import DatasetError
 from blemish.rows import word
 from blemish.types import Sample, Split

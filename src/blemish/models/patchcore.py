@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the usual name
 
-from blemish.dataset import Dataset, read_batches
+from blemish.dataset import Dataset
 from blemish.detector import Detector, DetectorConfig, to_tensor
 from blemish.errors import ConfigError
 from blemish.nn.backbone import Backbone
 from blemish.nn.blur import gaussian_blur
 from blemish.progress import Bar, bar
+from blemish.reading import read_batches
 from blemish.training import generator
 from blemish.types import Prediction, Preprocessing
 

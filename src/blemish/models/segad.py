@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from blemish import artifact, images
-from blemish.dataset import Dataset, digest, hold_out, read_batches
+from blemish.dataset import Dataset, hold_out
 from blemish.detector import Detector, DetectorConfig, to_tensor
 from blemish.errors import ArtifactError, ConfigError, DatasetError, ShapeError
 from blemish.images import Bools, Floats
 from blemish.nn.clusters import Clusters
 from blemish.nn.forest import Forest, ForestConfig, platt
 from blemish.progress import bar
+from blemish.reading import digest, read_batches
 from blemish.synthesis.foreground import foreground
 from blemish.training import generator
 from blemish.types import Policy, Prediction, Preprocessing, Sample

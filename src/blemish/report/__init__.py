@@ -9,13 +9,15 @@ from pathlib import Path
 from blemish.artifact import Predictor
 from blemish.files import write_text
 from blemish.report.page import environment, to_html
-from blemish.report.plots import draw_choices
+from blemish.report.plots import check_drawing, draw_choices, draw_panels
 from blemish.report.summary import caveats, full_table, headline, notes, number, printable, table, to_csv, to_json
 from blemish.scoring import Report
 
 __all__ = [
     "caveats",
+    "check_drawing",
     "draw_choices",
+    "draw_panels",
     "environment",
     "full_table",
     "headline",

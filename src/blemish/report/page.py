@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from blemish import images
 from blemish.artifact import Predictor
-from blemish.dataset import read_mask
 from blemish.errors import ImageError
+from blemish.judging import Judged, Scored, judge
 from blemish.metric import all_metrics
+from blemish.reading import read_mask
 from blemish.report.plots import Plot, plots
 from blemish.report.summary import (
     COLUMNS,
@@ -39,7 +40,7 @@ from blemish.report.summary import (
     tally,
     thresholds,
 )
-from blemish.scoring import Judged, Report, Scored, judge
+from blemish.scoring import Report
 from blemish.types import Failure, one_in
 
 if TYPE_CHECKING:

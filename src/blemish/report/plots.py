@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,10 @@ from numpy.typing import NDArray
 
 from blemish.errors import ConfigError
 from blemish.files import replacing
+from blemish.judging import Scored
 from blemish.metric import Curve, Evidence, Options, Undefined
 from blemish.metric.evidence import Picture, State
 from blemish.report.summary import tally
-from blemish.scoring import Scored
 from blemish.types import Choice, Decider
 
 _BINS = 40
@@ -100,22 +101,49 @@ def draw_choices(choices: Mapping[str, Choice], path: Path) -> None:
         ConfigError: another suffix.
         OutputError: it can't be written.
     """
+    draw_panels({name: partial(_draw_choice, choice) for name, choice in choices.items()}, path)
+
+
+def draw_panels(panels: Mapping[str, Callable[[Any], None]], path: Path) -> None:
+    """Draws panels, one below the other, to a picture file.
+
+    Args:
+        panels: Title → what draws on its axes; one at least.
+        path: The file; its suffix says which kind: .png, .svg or .pdf.
+
+    Raises:
+        ConfigError: another suffix.
+        OutputError: it can't be written.
+    """
     from matplotlib.figure import Figure
 
-    if path.suffix not in _DRAWINGS:
-        raise ConfigError(f"{path} is no picture that can be drawn; expected a name ending in {', '.join(_DRAWINGS)}.")
-    figure = Figure(figsize=(7, 2.4 * len(choices)), layout="constrained")
-    for axes, (name, choice) in zip(figure.subplots(len(choices), squeeze=False)[:, 0], choices.items(), strict=True):
-        losses, kept = np.array(choice.losses), np.isin(np.arange(len(choice.losses)), choice.kept)
-        order = losses.argsort(kind="stable")
-        ranks = np.arange(len(order))
-        for what, some, colour in (("kept", kept[order], "tab:blue"), ("left out", ~kept[order], "tab:gray")):
-            axes.plot(ranks[some], losses[order][some], ".", color=colour, label=f"{what} ({some.sum()})")
-        axes.set(title=name, ylabel="loss")
-        axes.legend(loc="upper left", frameon=False)
-    axes.set_xlabel("rank")
+    check_drawing(path)
+    figure = Figure(figsize=(7, 2.4 * len(panels)), layout="constrained")
+    for axes, (title, draw) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels.items(), strict=True):
+        draw(axes)
+        axes.set_title(title)
     with replacing(path) as temporary:
         figure.savefig(temporary, format=path.suffix[1:], dpi=120)
+
+
+def check_drawing(path: Path) -> None:
+    """Nothing, if the suffix of `path` is that of a drawing.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if path.suffix not in _DRAWINGS:
+        raise ConfigError(f"{path} is no picture that can be drawn; expected a name ending in {', '.join(_DRAWINGS)}.")
+
+
+def _draw_choice(choice: Choice, axes: Any) -> None:
+    losses, kept = np.array(choice.losses), np.isin(np.arange(len(choice.losses)), choice.kept)
+    order = losses.argsort(kind="stable")
+    ranks = np.arange(len(order))
+    for what, some, colour in (("kept", kept[order], "tab:blue"), ("left out", ~kept[order], "tab:gray")):
+        axes.plot(ranks[some], losses[order][some], ".", color=colour, label=f"{what} ({some.sum()})")
+    axes.set(xlabel="rank", ylabel="loss")
+    axes.legend(loc="upper left", frameon=False)
 
 
 def _histogram(category: str, rows: Sequence[Scored], decider: Decider | None) -> Plot:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from blemish.judging import Scored
 from blemish.metric import Results
-from blemish.scoring import Report, Scored
+from blemish.scoring import Report
 from blemish.types import Failure, Sample, Threshold, one_in
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from blemish.dataset import read_batches
 from blemish.errors import DatasetError
 from blemish.images import Bools, Floats, Picture
 from blemish.progress import bar
+from blemish.reading import read_batches
 from blemish.synthesis.foreground import Rule, foreground
 from blemish.synthesis.perlin import Item, Recipe
 from blemish.types import Failure, Preprocessing, Sample

@@ -17,11 +17,11 @@ import cv2
 import numpy as np
 
 from blemish import images
-from blemish.dataset import read_batches
 from blemish.errors import ConfigError, DatasetError, OutputError, bad_option
 from blemish.files import appending, locked, replacing, write_bytes
 from blemish.images import Picture
 from blemish.progress import bar
+from blemish.reading import read_batches
 from blemish.rows import Finder
 from blemish.synthesis.pictures import to_bytes
 from blemish.synthesis.sampling import Drawing, Drawn, class_of, draw

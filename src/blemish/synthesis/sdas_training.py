@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from blemish import headers, images
-from blemish.dataset import Dataset, digest
+from blemish.dataset import Dataset
 from blemish.errors import ConfigError
+from blemish.reading import digest
 from blemish.synthesis.diffusion import TIMES, classifier_loss, diffused, losses, noise_schedule
 from blemish.synthesis.pictures import TRAIN, VALIDATE, Pictures, read_groups
 from blemish.synthesis.sdas import DiffusionConfig, DiffusionModel, Known, hash_of, read_checkpoint, take_over, to_image
