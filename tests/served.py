@@ -1,6 +1,10 @@
 """A server with a predictor that is quick: a picture is as abnormal as it is bright."""
 
 import io
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +12,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from blemish.artifact import Header, Predictor
-from blemish.server import Artifact, Options, Record, create_app
+from blemish.server import Artifact, Options, Record, create_app, server_of
 from blemish.types import Calibration, Fitted, Policy, Prediction, Preprocessing
 
 SCORES = tuple(np.linspace(0.1, 0.5, 99))
@@ -46,3 +50,17 @@ def client(folder: Path, *artifacts: Artifact, record=True, **options) -> TestCl
     place = Record(str(folder / "record.sqlite")) if record is True else record or None
     app = create_app(artifacts or (artifact(),), place, Options(**options))
     return TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False)
+
+
+@contextmanager
+def listening(folder: Path, *artifacts: Artifact, **options) -> Iterator[str]:
+    """The address of a new server that listens on a real socket."""
+    chosen = Options(**options)
+    app = create_app(artifacts or (artifact(),), Record(str(folder / "record.sqlite")), chosen)
+    server = server_of(app, chosen.limits)
+    with socket.create_server(("127.0.0.1", 0), backlog=512) as opened:
+        thread = threading.Thread(target=server.run, args=([opened],))
+        thread.start()  # who connects before it accepts waits in the socket's queue
+        yield f"http://127.0.0.1:{opened.getsockname()[1]}"
+        server.should_exit = True
+        thread.join(30)
