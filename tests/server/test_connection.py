@@ -2,33 +2,21 @@
 
 import json
 import re
-import socket
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 
 import httpx2
 import pytest
 
 from blemish.server import Limits
-from served import artifact, brightness, listening, picture
+from served import HEAD, artifact, brightness, connected, listening, picture
 
 LATE = 1.0
-HEAD = b"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\n"
 
 
 @pytest.fixture
 def address(tmp_path):
     with listening(tmp_path, limits=Limits(timeout=LATE, waiting=1)) as found:
-        yield found
-
-
-@contextmanager
-def connected(address, *sent: bytes):
-    """A connection that has sent something."""
-    host, _, port = address.removeprefix("http://").partition(":")
-    with socket.create_connection((host, int(port)), timeout=20) as found:
-        for piece in sent:
-            found.sendall(piece)
         yield found
 
 
@@ -116,6 +104,7 @@ def test_a_request_that_takes_longer_than_its_head_may_is_answered(tmp_path):
         time.sleep(2 * LATE)
         return brightness(images)
 
-    with listening(tmp_path, artifact(run=slowly), limits=Limits(timeout=LATE)) as address:
-        with connected(address, HEAD, b"Content-Length: %d\r\n\r\n" % len(picture()), picture()) as patient:
-            assert patient.recv(65536).startswith(b"HTTP/1.1 503")
+    head = HEAD + b"Content-Length: %d\r\n\r\n" % len(picture())
+    slow = listening(tmp_path, artifact(run=slowly), limits=Limits(timeout=LATE))
+    with slow as address, connected(address, head, picture()) as patient:
+        assert patient.recv(65536).startswith(b"HTTP/1.1 503")

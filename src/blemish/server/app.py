@@ -126,7 +126,7 @@ class _Server:
         return JSONResponse(found, 503 if "error" in found else 200)
 
     async def predict_batch(self, request: Request) -> JSONResponse:
-        inspector, asked = self._asked(request)
+        inspector, asked = self._asked(request, ("part",))
         if not request.headers.get("content-type", "").startswith("multipart/form-data"):
             raise RequestError("expected multipart/form-data with a file for each picture.", 415)
         most = self._desk.limits.waiting
@@ -135,6 +135,12 @@ class _Server:
             if not files:
                 raise RequestError("the request has no pictures; expected a file for each.", 422)
             with self._desk.room.take(len(files)):
+                if asked.part:
+                    views = [
+                        (await file.read(), dataclasses.replace(asked, file=file.filename or "")) for file in files
+                    ]
+                    whole = await inspector.inspect_part(views)
+                    return JSONResponse(whole, 503 if "error" in whole else 200)
                 found = await asyncio.gather(*(self._one_of_many(inspector, asked, file) for file in files))
         is_lost = any({"decision", "error"} <= one.keys() for one in found)
         return JSONResponse({"pictures": found}, 503 if is_lost else 200)
