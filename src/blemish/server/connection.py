@@ -1,6 +1,7 @@
 """Connections: what waits for the other side waits so long and no longer."""
 
 import asyncio
+import logging
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -61,11 +62,13 @@ class Impatient(H11Protocol):
 
 def server_of(app: ASGIApp, limits: Limits) -> uvicorn.Server:
     """What runs the application on sockets, until it is told to stop; requests in work are answered first."""
+    # Of warnings about what they send, strangers could fill a disk.
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
     config = uvicorn.Config(
         app,
         http=type("Connection", (Impatient,), {"seconds": limits.timeout}),
         ws="none",
-        log_level="error",  # of warnings, strangers could fill a disk
+        log_level="error",
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=int(limits.timeout) + 1,
