@@ -351,7 +351,7 @@ def test_opinions_are_measured_by_what_they_say_of_good_pictures():
     assert fusion(torch.zeros(2, 1, 16, 16), 4)[1].isfinite().all()
 
 
-def test_held_out_good_pictures_decide_how_much_residuals_count(tmp_path):
+def test_good_pictures_decide_how_much_residuals_count(tmp_path):
     data = blemish.open_dataset("auto", textures.write(tmp_path, train=12, test=1))
     model = tiny(steps=2, residual_weight=0.3).fit(data)
     assert (model.fusion.spread != 1).all()

@@ -116,7 +116,7 @@ class RealNetConfig(TrainedConfig):
     """Of damage, p; or -log(1 - p), which ranks alike but tells apart what is nearly certain."""
     residual_weight: float = 0.0
     """How much the residuals themselves count in the map, beside what the discriminators say, each in its spread
-    on held-out good pictures; the image score then counts both alike. 0: they don't."""
+    on good pictures; the image score then counts both alike. 0: they don't."""
     score_window: int = 16
     """Side of the square whose highest mean is the image score, in pixels of a picture of 256."""
 
@@ -245,12 +245,12 @@ class RealNet(Detector):
         self.outcome = optimise(self.loss, self.network, batches, plan, validate, self.state_of(data))
         self.train(mode=False)
         with torch.no_grad():
-            self.compare(self._pictures(held_out) if held_out else pictures)
+            self._compare([pictures, self._pictures(held_out)] if held_out else [pictures])
         self.good = []
 
     def prepare(self, groups: Sequence[Group]) -> Pictures:
         """What is learned from; channels are chosen by it, and the features of good pictures kept."""
-        pictures = self._pictures([mirrored(group) for group in groups] if self.config.mirror else groups)
+        pictures = self._pictures(groups)
         self._choose_features(pictures)
         self.good = self._remember(pictures)
         return pictures
@@ -293,6 +293,7 @@ class RealNet(Detector):
 
     def _pictures(self, groups: Sequence[Group]) -> Pictures:
         config = self.config
+        groups = [mirrored(group) for group in groups] if config.mirror else groups
         recipes = [
             Recipe(
                 sources=parse(config.sources, group.category),
@@ -397,7 +398,7 @@ class RealNet(Detector):
         """Mean of the AP of pixels and the AP of pictures, on good pictures with and without made defects."""
         batches = [pictures.batch(number, 8, VALIDATE, 0.0) for number in range(VALIDATED // 8)]
         damaged, mask = torch.cat([each.damaged for each in batches]), torch.cat([each.mask for each in batches])
-        good = self.compare(pictures)
+        good = self._compare([pictures])
         anomaly_map, score = self._judge(torch.cat([good, self._see_maps(damaged)], dim=1))
         positive = torch.zeros_like(anomaly_map, dtype=torch.bool)
         positive[good.shape[1] :] = mask.squeeze(1).to(self.device)
@@ -405,9 +406,13 @@ class RealNet(Detector):
         by_picture = average_precision(score, positive.flatten(1).any(1))
         return (by_pixel + by_picture) / 2
 
-    def compare(self, pictures: Pictures) -> Tensor:
-        """The maps of good pictures, which say how much discriminators and residuals count from now on."""
-        good = self._see_maps(pictures.some(VALIDATED))
+    def _compare(self, known: Sequence[Pictures]) -> Tensor:
+        """The maps of good pictures, which say how much discriminators and residuals count from now on.
+
+        In the end those learned from are among them: a discriminator that tells them from those held out
+        has learned them by heart, and its scores spread widely.
+        """
+        good = self._see_maps(torch.cat([pictures.some(VALIDATED) for pictures in known]))
         if self.fusion is not None:
             self.fusion.learn(good, self._window(good))
         return good

@@ -290,8 +290,8 @@ class Fusion(nn.Module):
     """Two opinions in one: what the discriminators say, and how badly features were restored.
 
     A discriminator knows made defects, a residual none; which of the two tells more differs from product
-    to product. So each is measured by what it says of good pictures that were held out: maps in their
-    standard deviations, image scores as standardised logarithms.
+    to product. So each is measured by what it says of good pictures: maps in their standard deviations,
+    image scores as standardised logarithms.
     """
 
     def __init__(self, weight: float) -> None:
