@@ -8,7 +8,8 @@ Defects show in some views only:
 
 - scratch: a bright line on a side, or on the top where it glints in two views;
 - dent: a dark spot on the top, like a printed dot, but the light shows it in one view only;
-- panel: a side of another part's colour and marbling.
+- panel: a side of another part's colour and marbling;
+- film: from one direction the whole part has another part's colour, so that this view alone is like a good one.
 
 Each way learns from the same pictures for as many batches of as many pictures, and a part's score is the
 highest of its views'. What is done lies in OUT and is not done again. The last table is of a training
@@ -37,7 +38,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 
 VIEWS = ("C1", "C2", "C3", "C4", "C5")
-KINDS = ("scratch", "dent", "panel")
+KINDS = ("scratch", "dent", "panel", "film")
 WAYS = {
     "together": ("mvad", "MVAD, views together"),
     "alone": ("mvad", "MVAD, each view alone"),
@@ -48,9 +49,13 @@ ATTENTIONS = {"windows": "MVAD's windows", "all": "all tokens, fused", "plain": 
 TEXTURE = 112  # pixels on a side of a face
 HALF = np.float32([1.0, 1.0, 0.7])  # of the box, in its own lengths
 TOP = 0
-FACES = (((1, 0, 0), (0, 1, 0), (0, 0, 1)),) + tuple(
-    ((-math.sin(turn), math.cos(turn), 0), (0, 0, -1), (math.cos(turn), math.sin(turn), 0))
-    for turn in (0.0, math.pi / 2, math.pi, 3 * math.pi / 2)
+EVERYWHERE = np.ones((TEXTURE, TEXTURE), np.float32)
+FACES = (
+    ((1, 0, 0), (0, 1, 0), (0, 0, 1)),
+    ((0, 1, 0), (0, 0, -1), (1, 0, 0)),
+    ((-1, 0, 0), (0, 0, -1), (0, 1, 0)),
+    ((0, -1, 0), (0, 0, -1), (-1, 0, 0)),
+    ((1, 0, 0), (0, 0, -1), (0, -1, 0)),
 )
 """Right, down and outward of each face: the top, and the side that each of C2 to C5 sees."""
 
@@ -61,9 +66,23 @@ class Look:
 
     colour: Floats
     veins: Floats
-    scale: int
-    strength: float
     ink: Floats
+
+
+@dataclass(frozen=True)
+class Print:
+    """Where a face is marbled and printed."""
+
+    veins: Floats
+    """(TEXTURE, TEXTURE), opacity."""
+    ink: Floats
+    """The same of dots and lines."""
+
+    def with_look(self, look: Look) -> Floats:
+        """The face, (TEXTURE, TEXTURE, 3)."""
+        return _blended(
+            _blended(np.broadcast_to(look.colour, (TEXTURE, TEXTURE, 3)), look.veins, self.veins), look.ink, self.ink
+        )
 
 
 @dataclass(frozen=True)
@@ -72,8 +91,8 @@ class Part:
 
     textures: list[Floats]
     """(TEXTURE, TEXTURE, 3) for each face."""
-    marks: dict[int, tuple[int, Floats, Floats]]
-    """{view: face, what it shows there instead, and mask} of views that see the defect."""
+    marks: dict[int, dict[int, tuple[Floats, Floats]]]
+    """{view: {face: what it shows there instead, and mask}} of views that see the defect."""
     turn: float
     shift: Floats
     light: Floats
@@ -83,39 +102,43 @@ def make_part(seed: int, number: int, kind: str) -> Part:
     """The part of that number; it is good if `kind` is empty."""
     random = np.random.default_rng([seed, number])
     look = _look(random)
-    textures = [_texture(random, look, dots=7 if face == TOP else 2) for face in range(len(FACES))]
+    prints = [_print(random, dots=4 if face == TOP else 1) for face in range(len(FACES))]
+    textures = [face.with_look(look) for face in prints]
     turn, shift = random.uniform(-0.12, 0.12), np.float32([*random.uniform(-0.12, 0.12, 2), 0])
     angle = random.uniform(0, 2 * math.pi)
     light = np.float32([0.5 * math.cos(angle), 0.5 * math.sin(angle), 0.87])
-    marks: dict[int, tuple[int, Floats, Floats]] = {}
-    if kind:
+    marks: dict[int, dict[int, tuple[Floats, Floats]]] = {}
+    if kind == "film":
+        view, other = int(random.integers(len(VIEWS))), _look(random)
+        marks[view] = {number: (face.with_look(other), EVERYWHERE) for number, face in enumerate(prints)}
+    elif kind:
         face, views = _where(random, kind)
-        changed, mask = _damaged(random, textures[face], look, kind)
-        marks = {view: (face, changed, mask) for view in views}
+        damage = {face: _damaged(random, textures[face], look, kind)}
+        marks = {view: damage for view in views}
     return Part(textures, marks, turn, shift, light)
 
 
 def _look(random: np.random.Generator) -> Look:
     def colour(low: int, high: int) -> Floats:
-        hsv = np.uint8([[[random.integers(0, 180), random.integers(40, 150), random.integers(low, high)]]])
+        hsv = np.uint8([[[random.integers(0, 180), random.integers(60, 160), random.integers(low, high)]]])
         return np.float32(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0]) / 255
 
-    return Look(colour(140, 220), colour(90, 200), int(random.integers(4, 14)), random.uniform(0.2, 0.7), colour(20, 80))
+    return Look(colour(150, 220), colour(150, 220), colour(20, 60))
 
 
-def _texture(random: np.random.Generator, look: Look, dots: int) -> Floats:
-    noise = random.standard_normal((look.scale, look.scale)).astype(np.float32)
-    smooth = cv2.resize(noise, (TEXTURE, TEXTURE), interpolation=cv2.INTER_CUBIC)
-    veins = look.strength * np.exp(-((smooth / 0.35) ** 2))[:, :, None]
-    texture = look.colour * (1 - veins) + look.veins * veins
-    texture[6:9, 6:-6] = texture[-9:-6, 6:-6] = look.ink  # two printed lines, on every face
+def _print(random: np.random.Generator, dots: int) -> Print:
+    noise = cv2.resize(
+        random.standard_normal((6, 6)).astype(np.float32), (TEXTURE, TEXTURE), interpolation=cv2.INTER_CUBIC
+    )
+    ink = np.zeros((TEXTURE, TEXTURE), np.float32)
+    ink[6:9, 6:-6] = ink[-9:-6, 6:-6] = 0.9  # two lines, on every face
     for _ in range(random.poisson(dots)):
-        texture = _blended(texture, look.ink, _spot(random))
-    return np.float32(texture)
+        ink = np.maximum(ink, _spot(random))
+    return Print(np.float32(0.5 * np.exp(-((noise / 0.35) ** 2))), ink)
 
 
 def _spot(random: np.random.Generator) -> Floats:
-    centre, radius = random.uniform(18, TEXTURE - 18, 2), random.uniform(3, 6)
+    centre, radius = random.uniform(22, TEXTURE - 22, 2), random.uniform(5, 8)
     rows, columns = np.mgrid[:TEXTURE, :TEXTURE]
     distance = np.hypot(rows - centre[0], columns - centre[1])
     return np.float32(0.85 * np.clip(radius + 0.5 - distance, 0, 1))
@@ -136,26 +159,27 @@ def _where(random: np.random.Generator, kind: str) -> tuple[int, list[int]]:
 def _damaged(random: np.random.Generator, texture: Floats, look: Look, kind: str) -> tuple[Floats, Floats]:
     """The face with the defect, and where that is."""
     if kind == "panel":
-        other = _look(random)
-        return _texture(random, replace(other, ink=look.ink), dots=2), np.ones(texture.shape[:2], np.float32)
+        return _print(random, dots=1).with_look(_look(random)), EVERYWHERE
     if kind == "dent":
         opacity = _spot(random)
         return _blended(texture, look.ink, opacity), np.float32(opacity > 0.3)
     line = np.zeros(texture.shape[:2], np.uint8)
     start, angle = random.uniform(30, TEXTURE - 30, 2), random.uniform(0, math.pi)
     end = start + random.uniform(18, 40) * np.array([math.cos(angle), math.sin(angle)])
-    cv2.line(line, start.round().astype(int).tolist(), end.round().astype(int).tolist(), 255, 2, cv2.LINE_AA)
+    cv2.line(line, start.round().astype(int).tolist(), end.round().astype(int).tolist(), 255, 3, cv2.LINE_AA)
     opacity = np.float32(line) / 255
     return _blended(texture, np.clip(look.colour + 0.25, 0, 1), opacity), np.float32(opacity > 0.3)
 
 
-def render(part: Part, view: int, size: int, random: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def render(
+    part: Part, view: int, size: int, random: np.random.Generator
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """The picture (size, size, 3) and the mask (size, size) of one view, drawn at twice the size."""
     big = 2 * size
     picture = np.full((big, big, 3), 0.32, np.float32) + random.uniform(-0.03, 0.03)
     mask = np.zeros((big, big), np.float32)
     centre, axes = _camera(view, random)
-    seen_face, changed, where = part.marks.get(view, (-1, None, None))
+    marks = part.marks.get(view, {})
     turned = np.float32(
         [[math.cos(part.turn), -math.sin(part.turn), 0], [math.sin(part.turn), math.cos(part.turn), 0], [0, 0, 1]]
     )
@@ -165,18 +189,20 @@ def render(part: Part, view: int, size: int, random: np.random.Generator) -> tup
         middle = out * reach[2] + part.shift
         if out @ (centre - middle) <= 0.02:
             continue
-        corners = np.stack([middle + x * right * reach[0] + y * down * reach[1] for x, y in ((-1, -1), (1, -1), (1, 1), (-1, 1))])
+        corners = np.stack(
+            [middle + x * right * reach[0] + y * down * reach[1] for x, y in ((-1, -1), (1, -1), (1, 1), (-1, 1))]
+        )
         inside = (corners - centre) @ axes.T
-        points = np.float32(big / 2 + big * 1.55 * inside[:, :2] / inside[:, 2:])
+        points = np.float32(big / 2 + big * 1.9 * inside[:, :2] / inside[:, 2:])
         sides = np.float32([[0, 0], [TEXTURE, 0], [TEXTURE, TEXTURE], [0, TEXTURE]])
         warp = cv2.getPerspectiveTransform(sides, points)
-        texture = changed if number == seen_face and changed is not None else part.textures[number]
+        texture, where = marks.get(number, (part.textures[number], None))
         shade = 0.5 + 0.5 * max(0.0, float(out @ part.light))
         layers = np.dstack([texture * shade, np.ones((TEXTURE, TEXTURE), np.float32)])
         drawn = cv2.warpPerspective(layers, warp, (big, big), flags=cv2.INTER_LINEAR)
         cover = drawn[:, :, 3:]
         picture = picture * (1 - cover) + drawn[:, :, :3]
-        if number == seen_face and where is not None:
+        if where is not None:
             mask = np.maximum(mask, cv2.warpPerspective(where, warp, (big, big), flags=cv2.INTER_NEAREST))
     small = cv2.resize(picture, (size, size), interpolation=cv2.INTER_AREA)
     small = small * random.uniform(0.93, 1.07) + random.normal(0, 0.012, small.shape)
@@ -189,9 +215,7 @@ def _camera(view: int, random: np.random.Generator) -> tuple[Floats, Floats]:
     height = math.pi / 2 if view == 0 else math.pi / 4
     around = (view - 1) * math.pi / 2 if view else 0.0
     height, around = height - abs(random.normal(0, 0.02)), around + random.normal(0, 0.02)
-    back = np.float32(
-        [math.cos(height) * math.cos(around), math.cos(height) * math.sin(around), math.sin(height)]
-    )
+    back = np.float32([math.cos(height) * math.cos(around), math.cos(height) * math.sin(around), math.sin(height)])
     right = np.float32([-math.sin(around), math.cos(around), 0])
     return 6 * back, np.stack([right, np.cross(-back, right), -back])
 
@@ -211,16 +235,18 @@ def write_parts(folder: Path, seed: int, parts: int, size: int) -> None:
             if is_seen:
                 masks.parent.mkdir(parents=True, exist_ok=True)
                 cv2.imwrite(str(masks), mask)
-            rows.append({
-                "path": shots.relative_to(folder).as_posix(),
-                "split": "train" if number < parts else "test",
-                "label": "bad" if is_seen else "good",
-                "defect": kind if is_seen else "",
-                "mask": masks.relative_to(folder).as_posix() if is_seen else "",
-                "category": "box",
-                "part": f"{number:04}",
-                "view": name,
-            })
+            rows.append(
+                {
+                    "path": shots.relative_to(folder).as_posix(),
+                    "split": "train" if number < parts else "test",
+                    "label": "bad" if is_seen else "good",
+                    "defect": kind if is_seen else "",
+                    "mask": masks.relative_to(folder).as_posix() if is_seen else "",
+                    "category": "box",
+                    "part": f"{number:04}",
+                    "view": name,
+                }
+            )
     temporary = folder / "manifest.tmp"
     with temporary.open("w", newline="") as file:
         lines = csv.DictWriter(file, list(rows[0]))
@@ -231,9 +257,10 @@ def write_parts(folder: Path, seed: int, parts: int, size: int) -> None:
 
 def measure(way: str, folder: Path, seed: int, config: dict[str, Any]) -> dict[str, float]:
     """Fits one way, and scores the test parts, in this process."""
+    from sklearn.metrics import roc_auc_score
+
     import blemish
     from blemish.judging import judge
-    from sklearn.metrics import roc_auc_score
 
     data = blemish.open_dataset("manifest", folder, seed=seed)
     known = {str(sample.path): sample for sample in data.samples}
@@ -269,19 +296,18 @@ def measure(way: str, folder: Path, seed: int, config: dict[str, Any]) -> dict[s
 
 def measure_step(attention: str, size: int, batch: int) -> dict[str, float]:
     """Time and memory of training steps on features that are there already, in this process."""
-    import blemish
     import torch
-    from blemish.nn.mvad import Selector, Windows, others_of
     from torch.nn import functional
+
+    import blemish
+    from blemish.nn.mvad import Selector, Windows, others_of
 
     def all_tokens(self: Selector, query: torch.Tensor, source: Windows, others: torch.Tensor) -> torch.Tensor:
         """The same attention, to every token of the other views; nothing is chosen."""
         views = source.tokens  # one window: the whole map
         keys = views[others].flatten(1, 3)
         heads = self.how.heads
-        asking, seen = (
-            tokens.unflatten(2, (heads, -1)).transpose(1, 2) for tokens in (query.flatten(1, 2), keys)
-        )
+        asking, seen = (tokens.unflatten(2, (heads, -1)).transpose(1, 2) for tokens in (query.flatten(1, 2), keys))
         scale = asking.shape[3] ** -0.5
         if attention == "plain":
             found = (asking @ seen.transpose(2, 3) * scale).softmax(3) @ seen
@@ -292,9 +318,13 @@ def measure_step(attention: str, size: int, batch: int) -> dict[str, float]:
     detector = blemish.create("mvad", preset="small", config={"image_size": (size, size)}, device="cpu")
     if attention != "windows":
         Selector.forward = all_tokens
-        Selector.cut = lambda _, feature: Windows(feature.flatten(1, 2).unsqueeze(1), feature[:, :1, :1].flatten(1, 2), None)
+        Selector.cut = lambda _, feature: Windows(
+            feature.flatten(1, 2).unsqueeze(1), feature[:, :1, :1].flatten(1, 2), None
+        )
     random = torch.Generator().manual_seed(0)
-    features = [feature.clone() for feature in detector.see(detector.padded(torch.rand(batch, 3, size, size, generator=random)))]
+    features = [
+        feature.clone() for feature in detector.see(detector.padded(torch.rand(batch, 3, size, size, generator=random)))
+    ]
     others = others_of([number // len(VIEWS) for number in range(batch)])
     network = detector.network.train()
     optimiser = torch.optim.AdamW(network.parameters())
@@ -304,13 +334,20 @@ def measure_step(attention: str, size: int, batch: int) -> dict[str, float]:
         started = time.perf_counter(), time.process_time()
         optimiser.zero_grad()
         restored = network(features, others)
-        loss = sum(1 - functional.cosine_similarity(one, other).mean() for one, other in zip(restored, features, strict=True))
+        loss = sum(
+            1 - functional.cosine_similarity(one, other).mean() for one, other in zip(restored, features, strict=True)
+        )
         loss.backward()
         optimiser.step()
         wall.append(time.perf_counter() - started[0])
         cpu.append(time.process_time() - started[1])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"step_s": sorted(wall[2:])[2], "step_cpu_s": sorted(cpu[2:])[2], "grown_gb": (peak - before) / 1e6, "peak_gb": peak / 1e6}
+    return {
+        "step_s": sorted(wall[2:])[2],
+        "step_cpu_s": sorted(cpu[2:])[2],
+        "grown_gb": (peak - before) / 1e6,
+        "peak_gb": peak / 1e6,
+    }
 
 
 def _cell(file: Path, arguments: Sequence[str]) -> dict[str, float]:
@@ -363,7 +400,9 @@ def main() -> None:
         print(f"seed {seed}, {way}: " + ", ".join(f"{column} {cell[column]:.3f}" for column in columns), flush=True)
     print("\n| | " + " | ".join(columns) + " |\n|---|" + "---|" * len(columns))
     for way, cells in found.items():
-        print(f"| {WAYS[way][1]} | " + " | ".join(_spread([cell[column] for cell in cells]) for column in columns) + " |")
+        print(
+            f"| {WAYS[way][1]} | " + " | ".join(_spread([cell[column] for cell in cells]) for column in columns) + " |"
+        )
     if options.cost_size:
         _print_cost(options.out, options.cost_size, same)
 
@@ -385,7 +424,12 @@ def _print_cost(out: Path, size: int, same: Sequence[str]) -> None:
     for attention, name in ATTENTIONS.items():
         arguments = [*same, "--size", str(size), "--cell", attention, str(len(VIEWS))]
         cell = _cell(out / f"step_{size}_{attention}.json", arguments)
-        print(f"| {name} | " + " | ".join(f"{cell[column]:.2f}" for column in ("step_s", "step_cpu_s", "grown_gb", "peak_gb")) + " |", flush=True)
+        print(
+            f"| {name} | "
+            + " | ".join(f"{cell[column]:.2f}" for column in ("step_s", "step_cpu_s", "grown_gb", "peak_gb"))
+            + " |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from blemish.artifact import BATCH, Predictor
 from blemish.images import Floats
 from blemish.parts import part_of
 from blemish.reading import read_parts
-from blemish.types import Decider, Decision, Failure, Policy, Prediction, Sample
+from blemish.types import Decider, Decision, Failure, Policy, Prediction, Sample, part_score
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +64,12 @@ class ScoredPart:
 
     part: str
     part_score: float
-    """The highest image score of its views."""
+    """The mean of the highest image scores of its views, as many as the policy says; one is the maximum."""
     calibrated_score: float
     """The same between 0 and 1, with 0.5 at the threshold for parts."""
     decision: Decision
     worst_view: str
-    """The view, or where views have no names the picture, with that score."""
+    """The view, or where views have no names the picture, with the highest image score."""
     views: dict[str, float]
     """{path: image score}."""
     category: str = ""
@@ -160,7 +160,7 @@ def decide_parts(predictor: Predictor, scored: Sequence[Scored], policy: Policy 
     Args:
         predictor: What judged the pictures.
         scored: All views.
-        policy: Another false-reject rate than the artifact's own.
+        policy: Another one than the artifact's own.
     """
     if not any(row.part for row in scored):
         return []
@@ -170,15 +170,16 @@ def decide_parts(predictor: Predictor, scored: Sequence[Scored], policy: Policy 
     found = []
     for (category, part), own in views.items():
         decider = predictor.decider(category, policy).of_parts()
+        score = part_score((row.image_score for row in own), decider.policy.top_views)
         # A score that is not a number is the highest of all: such a part is never good.
         worst = max(own, key=lambda row: math.inf if math.isnan(row.image_score) else row.image_score)
         known = [row.is_anomalous for row in own]
         found.append(
             ScoredPart(
                 part=part,
-                part_score=worst.image_score,
-                calibrated_score=decider.calibrated(worst.image_score),
-                decision=decider.decide(worst.image_score),
+                part_score=score,
+                calibrated_score=decider.calibrated(score),
+                decision=decider.decide(score),
                 worst_view=worst.view or worst.path,
                 views={row.path: row.image_score for row in own},
                 category=category,
