@@ -114,7 +114,7 @@ def make_part(seed: int, number: int, kind: str) -> Part:
     elif kind:
         face, views = _where(random, kind)
         damage = {face: _damaged(random, textures[face], look, kind)}
-        marks = {view: damage for view in views}
+        marks = dict.fromkeys(views, damage)
     return Part(textures, marks, turn, shift, light)
 
 

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -152,7 +152,12 @@ def judge_one(
     return Judged(sample, scored, image, anomaly_map, decider)
 
 
-def decide_parts(predictor: Predictor, scored: Sequence[Scored], policy: Policy | None = None) -> list[ScoredPart]:
+def decide_parts(
+    predictor: Predictor,
+    scored: Sequence[Scored],
+    policy: Policy | None = None,
+    categories: Mapping[str, str] | None = None,
+) -> list[ScoredPart]:
     """What the predictor says of each part, in order of their first views.
 
     A picture that belongs to no part is one, named by its path; where all are such, there are no parts.
@@ -161,14 +166,18 @@ def decide_parts(predictor: Predictor, scored: Sequence[Scored], policy: Policy 
         predictor: What judged the pictures.
         scored: All views.
         policy: Another one than the artifact's own.
+        categories: {path: category}, where the artifact was not calibrated for them: parts of two may
+            have one name.
     """
     if not any(row.part for row in scored):
         return []
     views: dict[tuple[str, str], list[Scored]] = {}
     for row in scored:
-        views.setdefault((row.category, row.part or row.path), []).append(row)
+        category = (categories or {}).get(row.path, row.category)
+        views.setdefault((category, row.part or row.path), []).append(row)
     found = []
-    for (category, part), own in views.items():
+    for (_, part), own in views.items():
+        category = own[0].category
         decider = predictor.decider(category, policy).of_parts()
         score = part_score((row.image_score for row in own), decider.policy.top_views)
         # A score that is not a number is the highest of all: such a part is never good.

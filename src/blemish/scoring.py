@@ -134,7 +134,7 @@ def score(
         failures=work.failures,
         samples={str(sample.path): sample for sample in samples},
         learned=_learned(predictor, [sample for sample in samples if str(sample.path) in work.rows]),
-        parts=decide_parts(predictor, scored, policy),
+        parts=decide_parts(predictor, scored, policy, {str(sample.path): sample.category for sample in samples}),
         progress=work.folder,
     )
 

@@ -10,9 +10,9 @@
     └─ masks/*.png, masks/bad/*.png                 optional: <stem>.png, <stem>_mask.png, <stem>/*.png
 
 In good and bad, a part that is seen in several views may have a folder, good/<part>/<view>.png; its
-masks are then in masks/bad/<part>. Several such folders in one are several categories. Where there are bad pictures to test on, a fifth
-of the good ones, chosen by a hash of their names, goes to test. Words for good, bad and masks are
-those of `dataset.py`, in any case.
+masks are then in masks/bad/<part>. Several such folders in one are several categories. Where there
+are bad pictures to test on, a fifth of the good parts, chosen by a hash of their names, goes to test.
+Words for good, bad and masks are those of `dataset.py`, in any case.
 """
 
 from pathlib import Path
