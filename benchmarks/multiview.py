@@ -3,12 +3,12 @@
     python benchmarks/multiview.py OUT [--parts 120] [--steps 400] [--seeds 0,1,2] [--size 128] [--ways together,…]
 
 Renders boxes that are seen from above and from four sides, one set of parts for each seed. Good parts
-differ in colour, marbling, printed dots, light and pose; all of that is the same in all views of a part.
-Defects show in some views only:
+differ in colour, in which of nine dots are printed on the top and which of three on each side, in light
+and in pose; all of that is the same in all views of a part. Defects show in some views only:
 
 - scratch: a bright line on a side, or on the top where it glints in two views;
-- dent: a dark spot on the top, like a printed dot, but the light shows it in one view only;
-- panel: a side of another part's colour and marbling;
+- dent: on the top, just like one more printed dot, but the light shows it in one view only;
+- panel: a side of another part's colour;
 - film: from one direction the whole part has another part's colour, so that this view alone is like a good one.
 
 Each way learns from the same pictures for as many batches of as many pictures, and a part's score is the
@@ -49,6 +49,9 @@ ATTENTIONS = {"windows": "MVAD's windows", "all": "all tokens, fused", "plain": 
 TEXTURE = 112  # pixels on a side of a face
 HALF = np.float32([1.0, 1.0, 0.7])  # of the box, in its own lengths
 TOP = 0
+TOP_DOTS = [(row, column) for row in (0.25, 0.5, 0.75) for column in (0.25, 0.5, 0.75)]
+SIDE_DOTS = [(0.5, column) for column in (0.25, 0.5, 0.75)]
+"""(down, right) of where dots may be, in sides of a face."""
 EVERYWHERE = np.ones((TEXTURE, TEXTURE), np.float32)
 FACES = (
     ((1, 0, 0), (0, 1, 0), (0, 0, 1)),
@@ -62,27 +65,14 @@ FACES = (
 
 @dataclass(frozen=True)
 class Look:
-    """What makes a part different from others, and is the same on all its faces."""
+    """The colours of a part."""
 
-    colour: Floats
-    veins: Floats
+    body: Floats
     ink: Floats
 
-
-@dataclass(frozen=True)
-class Print:
-    """Where a face is marbled and printed."""
-
-    veins: Floats
-    """(TEXTURE, TEXTURE), opacity."""
-    ink: Floats
-    """The same of dots and lines."""
-
-    def with_look(self, look: Look) -> Floats:
-        """The face, (TEXTURE, TEXTURE, 3)."""
-        return _blended(
-            _blended(np.broadcast_to(look.colour, (TEXTURE, TEXTURE, 3)), look.veins, self.veins), look.ink, self.ink
-        )
+    def on(self, printed: Floats) -> Floats:
+        """A face (TEXTURE, TEXTURE, 3) with ink where it is printed (TEXTURE, TEXTURE)."""
+        return _blended(np.broadcast_to(self.body, (TEXTURE, TEXTURE, 3)), self.ink, printed)
 
 
 @dataclass(frozen=True)
@@ -102,46 +92,46 @@ def make_part(seed: int, number: int, kind: str) -> Part:
     """The part of that number; it is good if `kind` is empty."""
     random = np.random.default_rng([seed, number])
     look = _look(random)
-    prints = [_print(random, dots=4 if face == TOP else 1) for face in range(len(FACES))]
-    textures = [face.with_look(look) for face in prints]
+    dots = [random.random(len(TOP_DOTS if face == TOP else SIDE_DOTS)) < 0.5 for face in range(len(FACES))]
+    if kind == "dent" and dots[TOP].all():
+        dots[TOP][random.integers(len(TOP_DOTS))] = False
+    prints = [_print(face, dots[face]) for face in range(len(FACES))]
+    textures = [look.on(printed) for printed in prints]
     turn, shift = random.uniform(-0.12, 0.12), np.float32([*random.uniform(-0.12, 0.12, 2), 0])
     angle = random.uniform(0, 2 * math.pi)
     light = np.float32([0.5 * math.cos(angle), 0.5 * math.sin(angle), 0.87])
     marks: dict[int, dict[int, tuple[Floats, Floats]]] = {}
     if kind == "film":
         view, other = int(random.integers(len(VIEWS))), _look(random)
-        marks[view] = {number: (face.with_look(other), EVERYWHERE) for number, face in enumerate(prints)}
+        marks[view] = {number: (other.on(printed), EVERYWHERE) for number, printed in enumerate(prints)}
     elif kind:
         face, views = _where(random, kind)
-        damage = {face: _damaged(random, textures[face], look, kind)}
+        damage = {face: _damaged(random, kind, look, dots[face])}
         marks = dict.fromkeys(views, damage)
     return Part(textures, marks, turn, shift, light)
 
 
 def _look(random: np.random.Generator) -> Look:
     def colour(low: int, high: int) -> Floats:
-        hsv = np.uint8([[[random.integers(0, 180), random.integers(60, 160), random.integers(low, high)]]])
+        hsv = np.array([[[random.integers(0, 180), random.integers(60, 160), random.integers(low, high)]]], np.uint8)
         return np.float32(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0]) / 255
 
-    return Look(colour(150, 220), colour(150, 220), colour(20, 60))
+    return Look(colour(150, 220), colour(20, 60))
 
 
-def _print(random: np.random.Generator, dots: int) -> Print:
-    noise = cv2.resize(
-        random.standard_normal((6, 6)).astype(np.float32), (TEXTURE, TEXTURE), interpolation=cv2.INTER_CUBIC
-    )
+def _print(face: int, dots: NDArray[np.bool_]) -> Floats:
+    """Where ink is on a face: a line on two edges, and the dots that it has."""
     ink = np.zeros((TEXTURE, TEXTURE), np.float32)
-    ink[6:9, 6:-6] = ink[-9:-6, 6:-6] = 0.9  # two lines, on every face
-    for _ in range(random.poisson(dots)):
-        ink = np.maximum(ink, _spot(random))
-    return Print(np.float32(0.5 * np.exp(-((noise / 0.35) ** 2))), ink)
+    ink[6:9, 6:-6] = ink[-9:-6, 6:-6] = 0.9
+    for place in np.array(TOP_DOTS if face == TOP else SIDE_DOTS)[dots]:
+        ink = np.maximum(ink, _dot(place))
+    return ink
 
 
-def _spot(random: np.random.Generator) -> Floats:
-    centre, radius = random.uniform(22, TEXTURE - 22, 2), random.uniform(5, 8)
-    rows, columns = np.mgrid[:TEXTURE, :TEXTURE]
-    distance = np.hypot(rows - centre[0], columns - centre[1])
-    return np.float32(0.85 * np.clip(radius + 0.5 - distance, 0, 1))
+def _dot(place: NDArray[np.float64]) -> Floats:
+    rows, columns = np.mgrid[:TEXTURE, :TEXTURE] + 0.5
+    distance = np.hypot(rows - TEXTURE * place[0], columns - TEXTURE * place[1])
+    return np.asarray(0.9 * np.clip(8 - distance, 0, 1), np.float32)
 
 
 def _blended(texture: Floats, colour: Floats, opacity: Floats) -> Floats:
@@ -156,19 +146,21 @@ def _where(random: np.random.Generator, kind: str) -> tuple[int, list[int]]:
     return side, [side]  # the view of that number sees it
 
 
-def _damaged(random: np.random.Generator, texture: Floats, look: Look, kind: str) -> tuple[Floats, Floats]:
+def _damaged(random: np.random.Generator, kind: str, look: Look, dots: NDArray[np.bool_]) -> tuple[Floats, Floats]:
     """The face with the defect, and where that is."""
+    face = TOP if len(dots) == len(TOP_DOTS) else TOP + 1
+    texture = look.on(_print(face, dots))
     if kind == "panel":
-        return _print(random, dots=1).with_look(_look(random)), EVERYWHERE
+        return _look(random).on(_print(face, dots)), EVERYWHERE
     if kind == "dent":
-        opacity = _spot(random)
-        return _blended(texture, look.ink, opacity), np.float32(opacity > 0.3)
+        opacity = _dot(np.array(TOP_DOTS)[random.choice(np.flatnonzero(~dots))])
+        return _blended(texture, look.ink, opacity), np.asarray(opacity > 0.3, np.float32)
     line = np.zeros(texture.shape[:2], np.uint8)
     start, angle = random.uniform(30, TEXTURE - 30, 2), random.uniform(0, math.pi)
-    end = start + random.uniform(18, 40) * np.array([math.cos(angle), math.sin(angle)])
+    end = start + random.uniform(25, 45) * np.array([math.cos(angle), math.sin(angle)])
     cv2.line(line, start.round().astype(int).tolist(), end.round().astype(int).tolist(), 255, 3, cv2.LINE_AA)
     opacity = np.float32(line) / 255
-    return _blended(texture, np.clip(look.colour + 0.25, 0, 1), opacity), np.float32(opacity > 0.3)
+    return _blended(texture, np.clip(look.body + 0.25, 0, 1), opacity), np.asarray(opacity > 0.3, np.float32)
 
 
 def render(
@@ -412,7 +404,12 @@ def _measured(options: argparse.Namespace) -> dict[str, float]:
     what, number = options.cell
     if what in ATTENTIONS:
         return measure_step(what, options.size, int(number))
-    config: dict[str, Any] = {"image_size": (options.size, options.size), "seed": int(number)}
+    # Maps are smoothed alike on parts of any size in pixels.
+    config: dict[str, Any] = {
+        "image_size": (options.size, options.size),
+        "seed": int(number),
+        "blur": options.size / 64,
+    }
     if what != "patchcore":
         config |= {"steps": options.steps, **json.loads(options.config)}
     return measure(what, options.out / f"{options.size}x{options.parts}" / number, int(number), config)
