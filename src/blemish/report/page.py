@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from markupsafe import Markup
@@ -47,7 +47,7 @@ from blemish.types import Decider, Failure, one_in
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-Row = TypeVar("Row", Scored, ScoredPart)
+Row: TypeAlias = Scored | ScoredPart
 GALLERY = 8
 """Pictures that a gallery shows, at most; fewer when there are many categories."""
 
@@ -230,19 +230,18 @@ def _parts(rows: Sequence[ScoredPart], decider: Decider | None) -> Parts:
 
 def _gallery(title: str, about: str, rows: Sequence[Row], shots: Mapping[str, Shot]) -> Gallery:
     """These pictures, or these parts with all their views."""
-    parts = []
-    for row in rows:
-        if isinstance(row, ScoredPart):
-            views = tuple(shots[path] for path in row.views)
-            defects = dict.fromkeys(shot.scored.defect for shot in views if shot.scored.defect)
-            name = views[0].name if row.part == views[0].scored.path else row.part
-            parts.append(PartShot(row, name, ", ".join(defects), views))
-    return Gallery(
-        title, about, () if parts else tuple(shots[path] for row in rows for path in _paths(row)), tuple(parts)
-    )
+    parts = tuple(_part_shot(row, shots) for row in rows if isinstance(row, ScoredPart))
+    return Gallery(title, about, tuple(shots[row.path] for row in rows if isinstance(row, Scored)), parts)
 
 
-def _paths(row: Scored | ScoredPart) -> Sequence[str]:
+def _part_shot(row: ScoredPart, shots: Mapping[str, Shot]) -> PartShot:
+    views = tuple(shots[path] for path in row.views)
+    defects = dict.fromkeys(shot.scored.defect for shot in views if shot.scored.defect)
+    name = views[0].name if row.part == views[0].scored.path else row.part
+    return PartShot(row, name, ", ".join(defects), views)
+
+
+def _paths(row: Row) -> Sequence[str]:
     """The pictures that it is of."""
     return tuple(row.views) if isinstance(row, ScoredPart) else (row.path,)
 
@@ -324,7 +323,7 @@ def _root(rows: Sequence[Scored]) -> str:
     return os.path.commonpath([Path(row.path).parent for row in rows]) if rows else "."
 
 
-def _rank(row: Scored | ScoredPart) -> float:
+def _rank(row: Row) -> float:
     """The score to sort by; one that is not a number is rejected, so it is the highest."""
     score = row.part_score if isinstance(row, ScoredPart) else row.image_score
     return math.inf if math.isnan(score) else score
