@@ -286,33 +286,47 @@ def measure(way: str, folder: Path, seed: int, config: dict[str, Any]) -> dict[s
     }
 
 
+def look_at_all_tokens(*, is_plain: bool) -> None:
+    """Lets MVAD look at every token of the other views in place of chosen windows; all views have to be there.
+
+    Args:
+        is_plain: Whether the whole matrix of weights is made, as in a textbook, or torch's fused attention is used.
+    """
+    import torch
+    from torch.nn import functional
+
+    from blemish.nn.mvad import Selector, Windows
+
+    def cut(_: Selector, feature: torch.Tensor) -> Windows:
+        """One window: the whole map."""
+        tokens = feature.flatten(1, 2).unsqueeze(1)
+        return Windows(tokens, tokens.mean(2), None)
+
+    def forward(self: Selector, query: torch.Tensor, source: Windows, others: torch.Tensor) -> torch.Tensor:
+        """The same attention, nothing chosen."""
+        both = query.flatten(1, 2), source.tokens[others].flatten(1, 3)
+        asking, seen = (tokens.unflatten(2, (self.how.heads, -1)).transpose(1, 2) for tokens in both)
+        scale = asking.shape[3] ** -0.5
+        if is_plain:
+            found = (asking @ seen.transpose(2, 3) * scale).softmax(3) @ seen
+        else:
+            found = functional.scaled_dot_product_attention(asking, seen, seen, scale=scale)
+        return found.transpose(1, 2).flatten(2).view_as(query)
+
+    Selector.cut, Selector.forward = cut, forward
+
+
 def measure_step(attention: str, size: int, batch: int) -> dict[str, float]:
     """Time and memory of training steps on features that are there already, in this process."""
     import torch
     from torch.nn import functional
 
     import blemish
-    from blemish.nn.mvad import Selector, Windows, others_of
-
-    def all_tokens(self: Selector, query: torch.Tensor, source: Windows, others: torch.Tensor) -> torch.Tensor:
-        """The same attention, to every token of the other views; nothing is chosen."""
-        views = source.tokens  # one window: the whole map
-        keys = views[others].flatten(1, 3)
-        heads = self.how.heads
-        asking, seen = (tokens.unflatten(2, (heads, -1)).transpose(1, 2) for tokens in (query.flatten(1, 2), keys))
-        scale = asking.shape[3] ** -0.5
-        if attention == "plain":
-            found = (asking @ seen.transpose(2, 3) * scale).softmax(3) @ seen
-        else:
-            found = functional.scaled_dot_product_attention(asking, seen, seen, scale=scale)
-        return found.transpose(1, 2).flatten(2).view_as(query)
+    from blemish.nn.mvad import others_of
 
     detector = blemish.create("mvad", preset="small", config={"image_size": (size, size)}, device="cpu")
     if attention != "windows":
-        Selector.forward = all_tokens
-        Selector.cut = lambda _, feature: Windows(
-            feature.flatten(1, 2).unsqueeze(1), feature[:, :1, :1].flatten(1, 2), None
-        )
+        look_at_all_tokens(is_plain=attention == "plain")
     random = torch.Generator().manual_seed(0)
     features = [
         feature.clone() for feature in detector.see(detector.padded(torch.rand(batch, 3, size, size, generator=random)))
@@ -368,7 +382,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--ways", default=",".join(WAYS))
-    parser.add_argument("--cost-size", type=int, default=256, help="size of the pictures of the last table; 0: none")
+    parser.add_argument("--cost-sizes", default="128,256", help="sizes of the pictures of the last table; empty: none")
     parser.add_argument("--config", default="{}", help="fields of MVAD in which it differs from preset small, as JSON")
     parser.add_argument("--cell", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -395,8 +409,8 @@ def main() -> None:
         print(
             f"| {WAYS[way][1]} | " + " | ".join(_spread([cell[column] for cell in cells]) for column in columns) + " |"
         )
-    if options.cost_size:
-        _print_cost(options.out, options.cost_size, same)
+    if options.cost_sizes:
+        _print_cost(options.out, [int(size) for size in options.cost_sizes.split(",")], same)
 
 
 def _measured(options: argparse.Namespace) -> dict[str, float]:
@@ -415,18 +429,17 @@ def _measured(options: argparse.Namespace) -> dict[str, float]:
     return measure(what, options.out / f"{options.size}x{options.parts}" / number, int(number), config)
 
 
-def _print_cost(out: Path, size: int, same: Sequence[str]) -> None:
-    print(f"\nA training step of one part in {len(VIEWS)} views of {size} pixels:\n")
-    print("| attention | step_s | step_cpu_s | grown_gb | peak_gb |\n|---|---|---|---|---|")
-    for attention, name in ATTENTIONS.items():
-        arguments = [*same, "--size", str(size), "--cell", attention, str(len(VIEWS))]
-        cell = _cell(out / f"step_{size}_{attention}.json", arguments)
-        print(
-            f"| {name} | "
-            + " | ".join(f"{cell[column]:.2f}" for column in ("step_s", "step_cpu_s", "grown_gb", "peak_gb"))
-            + " |",
-            flush=True,
-        )
+def _print_cost(out: Path, sizes: Sequence[int], same: Sequence[str]) -> None:
+    columns = ("step_s", "step_cpu_s", "grown_gb", "peak_gb")
+    print(f"\nA training step of one part in {len(VIEWS)} views:\n")
+    print("| pictures | attention | " + " | ".join(columns) + " |\n|---|---|---|---|---|---|")
+    for size, (attention, name) in product(sizes, ATTENTIONS.items()):
+        weights = len(VIEWS) * (len(VIEWS) - 1) * 8 * (size / 4) ** 4 * 4 / 1e9  # of 8 heads, in the finest map alone
+        if attention == "plain" and weights > 2:
+            print(f"| {size} | {name} | not run: {weights:.1f} GB for one matrix of weights |")
+            continue
+        cell = _cell(out / f"step_{size}_{attention}.json", [*same, "--size", str(size), "--cell", attention, "5"])
+        print(f"| {size} | {name} | " + " | ".join(f"{cell[column]:.2f}" for column in columns) + " |", flush=True)
 
 
 if __name__ == "__main__":

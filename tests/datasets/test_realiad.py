@@ -61,7 +61,9 @@ def test_lists_for_noisy_training_are_opened_by_their_folder(tmp_path: Path, noi
     root = grow(tmp_path, TREES["realiad_downloaded"].files)
     table = json.loads((root / "realiad_jsons/realiad_jsons/mint.json").read_text())
     defective = [row for row in table["test"] if row["anomaly_class"] == "AK"]
-    table["train"] += defective if noise != "0.0" else []
+    if noise != "0.0":
+        table["train"] += defective
+        table["test"] = [row for row in table["test"] if row["anomaly_class"] != "AK"]
     noisy = root / f"realiad_jsons/realiad_jsons_fuiad_{noise}"
     noisy.mkdir()
     (noisy / "mint.json").write_text(json.dumps(table))
