@@ -97,7 +97,7 @@ def make_part(seed: int, number: int, kind: str) -> Part:
         dots[TOP][random.integers(len(TOP_DOTS))] = False
     prints = [_print(face, dots[face]) for face in range(len(FACES))]
     textures = [look.on(printed) for printed in prints]
-    turn, shift = random.uniform(-0.12, 0.12), np.float32([*random.uniform(-0.12, 0.12, 2), 0])
+    turn, shift = random.uniform(-0.06, 0.06), np.float32([*random.uniform(-0.06, 0.06, 2), 0])
     angle = random.uniform(0, 2 * math.pi)
     light = np.float32([0.5 * math.cos(angle), 0.5 * math.sin(angle), 0.87])
     marks: dict[int, dict[int, tuple[Floats, Floats]]] = {}
@@ -160,7 +160,7 @@ def _damaged(random: np.random.Generator, kind: str, look: Look, dots: NDArray[n
     end = start + random.uniform(25, 45) * np.array([math.cos(angle), math.sin(angle)])
     cv2.line(line, start.round().astype(int).tolist(), end.round().astype(int).tolist(), 255, 3, cv2.LINE_AA)
     opacity = np.float32(line) / 255
-    return _blended(texture, np.clip(look.body + 0.25, 0, 1), opacity), np.asarray(opacity > 0.3, np.float32)
+    return _blended(texture, np.full(3, 0.95, np.float32), opacity), np.asarray(opacity > 0.3, np.float32)
 
 
 def render(

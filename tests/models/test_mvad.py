@@ -117,26 +117,6 @@ def test_the_loss_is_that_of_the_reference(case, expected, monkeypatch):
 
 
 @torch.no_grad()
-def test_jitter_is_added_to_what_the_bottleneck_sees_and_not_to_what_is_to_be_restored(monkeypatch):
-    model = tiny(token_jitter=0.5, view_jitter=2.0, standardise=False)
-    seen = []
-    monkeypatch.setattr(model.network, "forward", lambda given, _: seen.append(given) or list(clean))
-    clean = [torch.zeros(6, 24, 40, 40), torch.ones(6, 40, 20, 20)]
-    batch = clean, others_of("aabbcc"), 7
-    assert model._loss(batch)["features"].item() == pytest.approx(1.0), "zeros have no direction, ones have the same"
-    assert model._loss(batch)["features"].item() == pytest.approx(1.0)
-    for first, second, feature in zip(*seen, clean, strict=True):
-        torch.testing.assert_close(first, second)  # the noise is that of the step
-        noise = first - feature
-        of_view = noise.mean((2, 3))
-        assert (noise - of_view[:, :, None, None]).std().item() == pytest.approx(0.5, rel=0.02)
-        assert of_view.std().item() == pytest.approx(2.0, rel=0.25)
-    plain = tiny(standardise=False)
-    monkeypatch.setattr(plain.network, "forward", lambda given, _: given)
-    assert plain._jittered(clean[1]) is clean[1]
-
-
-@torch.no_grad()
 def test_from_pictures_to_scores_it_is_the_reference():
     model = MVAD(MVAD.presets["paper"], "random").eval()
     for part in (model.backbone.network, model.network.bottleneck, model.network.student):
@@ -241,8 +221,6 @@ def test_a_killed_fit_goes_on_to_the_same_weights(data, tmp_path, monkeypatch):
         ({"top_windows": 0}, "--top-windows is 0"),
         ({"drop_path": 1.0}, "--drop-path is 1.0; expected 0 to below 1"),
         ({"heads": 7}, "--heads is 7, but tf_efficientnet_lite0 has 24 channels at stride 4"),
-        ({"token_jitter": -0.1}, "--token-jitter is -0.1; expected 0"),
-        ({"view_jitter": float("nan")}, "--view-jitter is nan"),
         ({"loss_weight": 0.0}, "--loss-weight is 0.0"),
     ],
 )

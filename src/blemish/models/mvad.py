@@ -12,7 +12,6 @@ Preset "paper" is the reference's model, down to what is odd in it; "small" uses
 backbone, standardises features, is trained with the distance it judges by, and looks past padding.
 """
 
-import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the usual name
 
 from blemish.detector import DetectorConfig
-from blemish.errors import ConfigError, bad_option
+from blemish.errors import ConfigError
 from blemish.feature_cache import Features
 from blemish.nn.blur import gaussian_blur
 from blemish.nn.mvad import Bottleneck, Selecting, Student, others_of
@@ -60,11 +59,6 @@ class MVADConfig(RestoringConfig):
     """Share of values that is dropped in training, after each layer of the bottleneck's blocks."""
     drop_path: float = 0.1
     """Share of views that don't look at the others in a block in training."""
-    token_jitter: float = 0.0
-    """Standard deviation of what is added to each value of the bottleneck's features in training; what is to be
-    restored stays as it is."""
-    view_jitter: float = 0.0
-    """The same of what is added to a channel of a whole view, so that only the other views tell what was there."""
     loss: Literal["squares", "cosine"] = "cosine"
     """What is made small: the mean squared distance, or 1 - cosine, which judges."""
 
@@ -81,9 +75,6 @@ class MVADConfig(RestoringConfig):
         for name in ("views", "top_windows", "heads"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} is {getattr(self, name)}; expected 1 or more.")
-        for name in ("token_jitter", "view_jitter"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise bad_option(name, getattr(self, name), "0 (none) or more")
         for name in ("dropout", "drop_path"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} is {getattr(self, name)}; expected 0 to below 1.")
@@ -228,21 +219,13 @@ class MVAD(Restorer):
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices):  # what is dropped depends on the step alone
             torch.manual_seed(generator(self.config.seed, DROP, step).initial_seed())
-            restored = self.network([self._jittered(feature) for feature in features], others.to(self.device))
+            restored = self.network(features, others.to(self.device))
         pairs = [(made.float(), feature) for made, feature in zip(restored, features, strict=True)]
         if self.config.loss == "squares":
             distances = [F.mse_loss(made, feature) for made, feature in pairs]
         else:
             distances = [1 - F.cosine_similarity(made, feature).mean() for made, feature in pairs]
         return {"features": self.config.loss_weight * torch.stack(distances).sum()}
-
-    def _jittered(self, feature: Tensor) -> Tensor:
-        """A feature map (B, C, h, w) with noise, that of each value and that of each view's channels."""
-        if self.config.token_jitter:
-            feature = feature + self.config.token_jitter * torch.randn_like(feature)
-        if self.config.view_jitter:
-            feature = feature + self.config.view_jitter * torch.randn_like(feature[:, :, :1, :1])
-        return feature
 
 
 def distance_map(features: Sequence[Tensor], restored: Sequence[Tensor], size: Sequence[int]) -> Tensor:
