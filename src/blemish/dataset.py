@@ -233,6 +233,23 @@ def category_folder(root: Path, category: str, is_category: Callable[[Path], boo
     return root if is_category(root) else root / category
 
 
+def part_folders(folder: Path) -> list[Path]:
+    """Where the pictures of one kind lie: the folder itself or, where it has none, those in it, each of them a part.
+
+    Raises:
+        DatasetError: one of several parts has no pictures.
+    """
+    inside = [] if images.has_pictures(folder) else subfolders(folder)
+    full = [place for place in inside if images.has_pictures(place)]
+    for place in inside:
+        if full and place not in full:
+            raise DatasetError(
+                f"{place} has no pictures, and the folders beside it are parts seen in several; expected the views "
+                "of a part. Put them there, or remove the folder."
+            )
+    return full or [folder]
+
+
 def masks_in(*folders: Path) -> dict[str, tuple[Path, ...]]:
     """The masks in the first of these folders that has any, by the stem of their picture.
 

@@ -30,6 +30,8 @@ class FitOptions:
     """Share of good parts that may be called defective, at most: 0.005 is 5 in 1000."""
     max_review: float | None = None
     """Share of good parts that may be rejected or sent to a person, at most: opens a grey zone."""
+    top_views: int = 1
+    """A part's score is the mean of so many of its views' scores, the highest; 1 is the maximum."""
     backbone_weights: str = "default"
     """default (embedded, or downloaded for other backbones), random, or a file."""
     device: str = "auto"
@@ -53,7 +55,7 @@ class Fit:
         config, out = getattr(self, "config", None), self.fit.out
         if config is None:
             raise ConfigError(f"the model comes first: blemish fit {self.model} DATA --out {out}.")
-        policy = Policy(self.fit.max_false_reject, self.fit.max_review)
+        policy = Policy(self.fit.max_false_reject, self.fit.max_review, self.fit.top_views)
         artifact.format_of(out)
         check_writable(out)
         data = self.data.open(seed=config.seed)
