@@ -1,12 +1,15 @@
 """OpenVINO: an .xml with our header and a .bin beside it with the weights, run without torch."""
 
 import hashlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blemish import exporting
-from blemish.artifact import Export, Header, Predictor, Run, not_an_artifact
+from blemish.artifact import Export, Header, Predictor, not_an_artifact
 from blemish.errors import ArtifactError, ConfigError
 from blemish.types import Prediction, RunPrecision
 
@@ -29,7 +32,7 @@ def save(detector: "Detector", header: Header, path: Path, how: Export) -> None:
     model = openvino.convert_model(graph)
     graph.unlink()
     openvino.save_model(model, path, compress_to_fp16=how.precision == "fp16")
-    parity = exporting.prove(detector, header, _runner(openvino.Core().read_model(path), how.precision, "cpu"), how)
+    parity = exporting.prove(detector, header, _Network(openvino.Core().read_model(path), how.precision, "cpu").run, how)
     model = openvino.Core().read_model(path.read_bytes(), path.with_suffix(WEIGHTS).read_bytes())
     model.set_rt_info(replace(header, parity=parity).to_json(), _HEADER)
     model.set_rt_info(_digest(path), _DIGEST)
@@ -44,7 +47,8 @@ def load(path: Path, device: str) -> Predictor:
             f"{path.with_suffix(WEIGHTS)} does not hold the weights of {path.name}, or is damaged (truncated?); "
             "expected the two files of one export: copy both again."
         )
-    return Predictor(header, _runner(model, header.parity.precision, device))
+    network = _Network(model, header.parity.precision, device)
+    return Predictor(header, network.run, flow=network.flow)
 
 
 def read_header(path: Path) -> Header:
@@ -66,21 +70,61 @@ def _read(path: Path) -> tuple[Any, Header]:
     return model, Header.from_json(text, path)
 
 
-def _runner(model: Any, precision: RunPrecision, device: str) -> Run:
-    import openvino
+class _Network:
+    """A graph that OpenVINO runs: one batch at once by all threads, or several by some threads each."""
 
-    core = openvino.Core()
-    there = [name.lower() for name in core.available_devices]
-    if device not in ("auto", *there):
-        raise ConfigError(f'--device is "{device}", which OpenVINO has not here; expected auto, {", ".join(there)}.')
-    hints = {"INFERENCE_PRECISION_HINT": _HINTS[precision], "PERFORMANCE_HINT": "LATENCY"}
-    compiled = core.compile_model(model, "CPU" if device == "auto" else device.upper(), hints)
+    def __init__(self, model: Any, precision: RunPrecision, device: str) -> None:
+        import openvino
 
-    def run(batch: "Floats") -> Prediction["Floats"]:
-        found = compiled(batch)
+        core = openvino.Core()
+        there = [name.lower() for name in core.available_devices]
+        if device not in ("auto", *there):
+            raise ConfigError(f'--device is "{device}", which OpenVINO has not here; expected auto, {", ".join(there)}.')
+        name = "CPU" if device == "auto" else device.upper()
+
+        @cache  # compiled when it is first needed: who streams needs no network for single batches
+        def compiled(hint: str) -> Any:
+            hints = {"INFERENCE_PRECISION_HINT": _HINTS[precision], "PERFORMANCE_HINT": hint}
+            if name == "CPU":
+                hints["ENABLE_CPU_PINNING"] = "NO"  # threads that decode work on the same cores
+            return core.compile_model(model, name, hints)
+
+        self._compiled: Callable[[str], Any] = compiled
+
+    def run(self, batch: "Floats") -> Prediction["Floats"]:
+        """The prediction of one batch, as soon as it can be."""
+        found = self._compiled("LATENCY")(batch, share_inputs=True)
         return Prediction(*(found[name].copy() for name in exporting.OUTPUTS))
 
-    return run
+    def flow(self, batches: Iterable["Floats"]) -> Iterator[Prediction["Floats"]]:
+        """The predictions of many batches, in order; the next ones are computed while the caller has one."""
+        compiled = self._compiled("THROUGHPUT")
+        # Twice as many as run at once, so that none of these waits for the caller.
+        most = 2 * compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
+        busy: deque[Any] = deque()
+        try:
+            for batch in batches:
+                found = None
+                if len(busy) < most:
+                    request = compiled.create_infer_request()
+                else:
+                    request = busy.popleft()
+                    found = _finished(request)
+                request.start_async({exporting.INPUT: batch}, share_inputs=True)
+                busy.append(request)
+                if found is not None:
+                    yield found
+            while busy:
+                yield _finished(busy.popleft())
+        finally:
+            for request in busy:  # the caller has left; their images must stay until they are through
+                request.wait()
+
+
+def _finished(request: Any) -> Prediction["Floats"]:
+    """What a request found, copied: its memory is used again."""
+    request.wait()
+    return Prediction(*(request.get_tensor(name).data.copy() for name in exporting.OUTPUTS))
 
 
 def _info(model: Any, place: list[str]) -> str:
