@@ -32,7 +32,18 @@ from blemish.files import replacing_together
 from blemish.headers import from_plain, versions
 from blemish.images import Floats, check_batch
 from blemish.parts import part_of
-from blemish.types import Batch, Calibration, Decider, Fitted, Parity, Policy, Prediction, Preprocessing, RunPrecision, pool
+from blemish.types import (
+    AskedPrecision,
+    Batch,
+    Calibration,
+    Decider,
+    Fitted,
+    Parity,
+    Policy,
+    Prediction,
+    Preprocessing,
+    pool,
+)
 
 if TYPE_CHECKING:
     from blemish.detector import Detector
@@ -95,10 +106,14 @@ class Header:
 class Export:
     """How a detector is turned into something that runs without torch."""
 
-    precision: RunPrecision = "fp32"
+    precision: AskedPrecision = "fp32"
     """What the exported network computes in."""
     pictures: tuple[Path, ...] = ()
     """Pictures that prove that it gives the same, beside the made ones."""
+    calibration: tuple[Path, ...] = ()
+    """Pictures of good parts that show int8 which values occur."""
+    measure: "Callable[[Predictor], Mapping[str, float]] | None" = None
+    """Gives metrics of a predictor, of which those of detector and export are kept."""
 
 
 class Predictor:

@@ -195,6 +195,8 @@ def find_regions(anomaly_map: Floats, threshold: float, picture_size: tuple[int,
         picture_size: (height, width) of the picture's file, in whose pixels regions are given.
     """
     above = (anomaly_map > threshold).astype(np.uint8)
+    if not above.any():  # as on nearly every part
+        return ()
     count, labels, stats, _ = cv2.connectedComponentsWithStats(above, connectivity=8)
     (high, wide), (rows, columns) = picture_size, anomaly_map.shape
     regions = []

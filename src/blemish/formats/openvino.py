@@ -1,6 +1,7 @@
 """OpenVINO: an .xml with our header and a .bin beside it with the weights, run without torch."""
 
 import hashlib
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from blemish import exporting
 from blemish.artifact import Export, Header, Predictor, not_an_artifact
-from blemish.errors import ArtifactError, ConfigError
+from blemish.errors import ArtifactError, ConfigError, ExportError
 from blemish.types import Prediction, RunPrecision
 
 if TYPE_CHECKING:
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 SUFFIX = ".xml"
 WEIGHTS = ".bin"
 _HEADER, _DIGEST = ["blemish", "header"], ["blemish", "weights"]
-_HINTS: dict[RunPrecision, str] = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
+_HINTS: dict[RunPrecision, str] = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "f32"}
+_LOG = logging.getLogger(__name__)
 
 
 def save(detector: "Detector", header: Header, path: Path, how: Export) -> None:
@@ -31,8 +33,19 @@ def save(detector: "Detector", header: Header, path: Path, how: Export) -> None:
     graph.write_bytes(exporting.to_onnx(detector))
     model = openvino.convert_model(graph)
     graph.unlink()
-    openvino.save_model(model, path, compress_to_fp16=how.precision == "fp16")
-    parity = exporting.prove(detector, header, _Network(openvino.Core().read_model(path), how.precision, "cpu").run, how)
+    wanted = _fastest_first() if how.precision == "auto" else [how.precision]
+    for precision in wanted:
+        if precision == "int8":
+            model = _quantised(model, exporting.calibrating(header.fitted.preprocessing, how))
+        openvino.save_model(model, path, compress_to_fp16=precision == "fp16")
+        network = _Network(openvino.Core().read_model(path), precision, "cpu")
+        try:
+            parity = exporting.prove(detector, Predictor(header, network.run, flow=network.flow), precision, how)
+            break
+        except ExportError as error:
+            if precision == wanted[-1]:
+                raise
+            _LOG.warning("%s Trying the next precision.", str(error).partition(" Nothing was written")[0])
     model = openvino.Core().read_model(path.read_bytes(), path.with_suffix(WEIGHTS).read_bytes())
     model.set_rt_info(replace(header, parity=parity).to_json(), _HEADER)
     model.set_rt_info(_digest(path), _DIGEST)
@@ -79,15 +92,20 @@ class _Network:
         core = openvino.Core()
         there = [name.lower() for name in core.available_devices]
         if device not in ("auto", *there):
-            raise ConfigError(f'--device is "{device}", which OpenVINO has not here; expected auto, {", ".join(there)}.')
+            raise ConfigError(
+                f'--device is "{device}", which OpenVINO has not here; expected auto, {", ".join(there)}.'
+            )
         name = "CPU" if device == "auto" else device.upper()
+        if precision not in _capabilities(core, name):
+            _LOG.warning("%s has no units for %s here; it computes in fp32, nearer to the detector.", name, precision)
+            precision = "fp32"
+        hints = {"INFERENCE_PRECISION_HINT": _HINTS[precision]}
+        if name == "CPU":
+            hints["ENABLE_CPU_PINNING"] = "NO"  # threads that decode work on the same cores
 
         @cache  # compiled when it is first needed: who streams needs no network for single batches
         def compiled(hint: str) -> Any:
-            hints = {"INFERENCE_PRECISION_HINT": _HINTS[precision], "PERFORMANCE_HINT": hint}
-            if name == "CPU":
-                hints["ENABLE_CPU_PINNING"] = "NO"  # threads that decode work on the same cores
-            return core.compile_model(model, name, hints)
+            return core.compile_model(model, name, {**hints, "PERFORMANCE_HINT": hint})
 
         self._compiled: Callable[[str], Any] = compiled
 
@@ -125,6 +143,28 @@ def _finished(request: Any) -> Prediction["Floats"]:
     """What a request found, copied: its memory is used again."""
     request.wait()
     return Prediction(*(request.get_tensor(name).data.copy() for name in exporting.OUTPUTS))
+
+
+def _capabilities(core: Any, name: str) -> set[str]:
+    """The precisions that a device has units for, as we call them; fp32 always works."""
+    return {"fp32"} | {each.lower() for each in core.get_property(name, "OPTIMIZATION_CAPABILITIES")}
+
+
+def _fastest_first() -> list[RunPrecision]:
+    """What is worth trying on this CPU without calibration; fp16 only saves room on those we know."""
+    import openvino
+
+    return ["bf16", "fp32"] if "bf16" in _capabilities(openvino.Core(), "CPU") else ["fp32"]
+
+
+def _quantised(model: Any, pictures: "list[Floats]") -> Any:
+    """The graph with weights and activations of 8 bit, their ranges as these pictures show them."""
+    try:
+        import nncf
+    except ImportError as error:
+        raise ConfigError('--precision int8 needs NNCF: pip install "blemish[export]"') from error
+    nncf.set_log_level(logging.ERROR)
+    return nncf.quantize(model, nncf.Dataset(pictures), subset_size=len(pictures))
 
 
 def _info(model: Any, place: list[str]) -> str:
