@@ -179,7 +179,7 @@ def test_a_model_that_works_with_artifacts_is_refused():
 
 def test_openvino_judges_several_batches_at_a_time_and_gives_the_same_in_order(exported, cloth, tmp_path):
     predictor = blemish.load(exported("patchcore", ".xml"))
-    files = sorted((cloth / "cloth").rglob("*.png")) * 2
+    files = sorted((cloth / "cloth").rglob("*.png"))
     broken = tmp_path / "broken.png"
     broken.write_text("not a picture")
     files.insert(9, broken)
