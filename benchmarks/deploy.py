@@ -1,28 +1,43 @@
-"""Exports a model and measures how fast the exports are, beside torch and the bare network.
+"""Exports models in every format and precision, proves them, and measures how fast they are.
 
     python benchmarks/deploy.py [--models patchcore,realnet,invad] [--preset small] [--threads 2] [--pictures 64]
 
 Weights are those of a fit too short to find anything: speed does not depend on them. Prints, for each
-model, pictures per second end to end from JPEG files of 512x512 pixels (reading, network, decision,
-regions) by torch, ONNX Runtime and OpenVINO, those of the bare OpenVINO loop on random input, and
-what the proof found.
+model, what the proof found for each format and precision, or why it was refused; pictures per second
+end to end from JPEG files of 512x512 pixels (reading, network, decision, regions) by torch, ONNX
+Runtime and OpenVINO; and those of the bare OpenVINO loop on the same network, threads and precision
+with random input, one batch after the other or several in flight, whichever is faster. At last the
+size of what `blemish[runtime]` installs, and the time until it has loaded an artifact.
 """
 
 import argparse
+import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Callable
+from importlib.metadata import distribution, requires
 from pathlib import Path
 
 import numpy as np
+from packaging.requirements import Requirement
 
 import blemish
 from blemish import artifact, images, judging
-from blemish.artifact import BATCH, Predictor, read_header
-from blemish.types import Sample
+from blemish.artifact import BATCH, Export, Predictor
+from blemish.errors import BlemishError
+from blemish.types import AskedPrecision, Batch, Sample
 
 SHORT = {"patchcore": {}, "realnet": {"steps": 2, "evaluations": 1, "afs_batches": 1}, "invad": {"steps": 2}}
 ROUNDS = 3
 """Each figure is the best of so many."""
+MADE: tuple[tuple[str, AskedPrecision], ...] = (
+    (".onnx", "fp32"),
+    (".xml", "fp32"),
+    (".xml", "fp16"),
+    (".xml", "bf16"),
+    (".xml", "int8"),
+)
 
 
 def write_pictures(folder: Path, count: int) -> list[Path]:
@@ -35,39 +50,84 @@ def write_pictures(folder: Path, count: int) -> list[Path]:
     return files
 
 
+def per_second(work: Callable[[], int]) -> float:
+    """Pictures per second of work that says how many pictures it went through; the first round is not counted."""
+    found = []
+    for _ in range(1 + ROUNDS):
+        start = time.perf_counter()
+        count = work()
+        found.append(count / (time.perf_counter() - start))
+    return max(found[1:])
+
+
 def end_to_end(predictor: Predictor, files: list[Path]) -> float:
     """Pictures per second from files to decisions."""
     samples = [Sample(path=file, category="", split="test", is_anomalous=None) for file in files]
+    return per_second(lambda: sum(1 for _ in judging.judge(predictor, samples, [])))
+
+
+def bare(predictor: Predictor, count: int) -> float:
+    """Pictures per second of the network alone on random input: one batch at a time or several, the better."""
+    size = predictor.preprocessing.image_size
+    batches = [Batch(np.random.default_rng(0).random((BATCH, 3, *size), np.float32), (), ())] * (count // BATCH)
+
+    def one_by_one() -> int:
+        return sum(len(predictor.predict(batch.images).image_score) for batch in batches)
+
+    def in_flight() -> int:
+        return sum(len(prediction.image_score) for _, prediction in predictor.stream(batches))
+
+    return max(per_second(one_by_one), per_second(in_flight))
+
+
+def runtime_size() -> int:
+    """Bytes of all that `blemish[runtime]` installs, beside Blemish itself."""
+    waiting = [Requirement(each) for each in requires("blemish") or []]
+    waiting = [each for each in waiting if each.marker is None or each.marker.evaluate({"extra": "runtime"})]
+    sizes: dict[str, int] = {}
+    while waiting:
+        name = waiting.pop().name
+        if name not in sizes:
+            found = distribution(name)
+            files = [Path(str(file.locate())) for file in found.files or []]
+            sizes[name] = sum(file.stat().st_size for file in files if file.is_file())
+            further = [Requirement(each) for each in found.requires or []]
+            waiting += [each for each in further if each.marker is None or each.marker.evaluate({"extra": ""})]
+    return sum(sizes.values())
+
+
+def seconds_to_load(file: Path) -> float:
+    """Seconds from starting Python until an artifact is loaded."""
 
     def once() -> float:
         start = time.perf_counter()
-        judged = sum(1 for _ in judging.judge(predictor, samples, []))
-        return judged / (time.perf_counter() - start)
+        code = f"import blemish, sys; blemish.load({str(file)!r}); sys.exit('torch' in sys.modules)"
+        subprocess.run([sys.executable, "-c", code], check=True)
+        return time.perf_counter() - start
 
-    return max(once() for _ in range(ROUNDS))
+    return min(once() for _ in range(ROUNDS))
 
 
-def bare(file: Path, size: tuple[int, int], count: int) -> float:
-    """Pictures per second of the network alone, one batch after the other, as OpenVINO runs it by itself."""
-    import openvino
-
-    hints = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
-    compiled = openvino.Core().compile_model(file, "CPU", hints)
-    batch = np.random.default_rng(0).random((BATCH, 3, *size), np.float32)
-    compiled(batch)
-
-    def once() -> float:
-        start = time.perf_counter()
-        for _ in range(count // BATCH):
-            compiled(batch)
-        return count // BATCH * BATCH / (time.perf_counter() - start)
-
-    return max(once() for _ in range(ROUNDS))
+def export(source: Path, target: Path, precision: AskedPrecision, files: list[Path]) -> bool:
+    """Whether the export was written; prints the line of the parity table."""
+    start = f"  {target.suffix:6}{precision:6}"
+    try:
+        parity = artifact.export(source, target, Export(precision, tuple(files[:BATCH]), tuple(files))).parity
+    except BlemishError as error:
+        print(f"{start}refused: {error}", flush=True)
+        return False
+    if parity is not None:
+        print(
+            f"{start}map {parity.map_difference:.1e}, score {parity.score_difference:.1e} (accepted "
+            f"{parity.tolerance:g}), {parity.flipped} of {parity.decisions} decisions flipped",
+            flush=True,
+        )
+    return True
 
 
 def main() -> None:
     """Fits, exports, measures, prints."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default=",".join(SHORT))
     parser.add_argument("--preset", default="small")
     parser.add_argument("--threads", type=int, default=2)
@@ -79,22 +139,30 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         files = write_pictures(Path(folder) / "parts/cloth/train/good", options.pictures)
         data = blemish.open_dataset("folder", files[0].parent)
-        print("model      torch     onnx  openvino     bare  openvino/bare  openvino/torch  (pictures per second)")
         for model in options.models.split(","):
+            print(f"{model} {options.preset}", flush=True)
+            source = Path(folder) / f"{model}.blemish"
             detector = blemish.create(model, preset=options.preset, config=SHORT[model], device="cpu").fit(data)
-            found, proofs = {}, []
-            for suffix in (".blemish", ".onnx", ".xml"):
-                file = Path(folder) / f"{model}{suffix}"
-                artifact.save(detector, file)
+            artifact.save(detector, source)
+            made = {("torch", "fp32"): source}
+            for suffix, precision in MADE:
+                file = Path(folder) / f"{model}-{precision}{suffix}"
+                if export(source, file, precision, files):
+                    made[suffix, precision] = file
+            torch_speed = 0.0
+            for (suffix, precision), file in made.items():
                 predictor = artifact.load(file, device="cpu")
-                predictor.predict(files[:BATCH])
-                found[suffix] = end_to_end(predictor, files)
-                parity = read_header(file).parity
-                proofs += [f"  {suffix}: {parity.sentence()}"] if parity else []
-            alone = bare(Path(folder) / f"{model}.xml", detector.config.image_size, options.pictures)
-            speeds = " ".join(f"{value:8.1f}" for value in (*found.values(), alone))
-            print(f"{model:9} {speeds} {found['.xml'] / alone:14.2f} {found['.xml'] / found['.blemish']:15.2f}")
-            print("\n".join(proofs), flush=True)
+                speed = end_to_end(predictor, files)
+                torch_speed = torch_speed or speed
+                line = f"  {suffix:6}{precision:6}{speed:8.1f} pictures/s, {speed / torch_speed:.2f} of torch"
+                if suffix == ".xml":
+                    alone = bare(predictor, options.pictures)
+                    line += f", {speed / alone:.2f} of the bare loop ({alone:.1f})"
+                print(line, flush=True)
+        print(f"blemish[runtime]: {runtime_size() / 1e6:.0f} MB installed beside Blemish itself")
+        for file in made.values():
+            if file.suffix != ".blemish":
+                print(f"  {seconds_to_load(file):.2f} s from starting Python to {file.name} loaded")
 
 
 if __name__ == "__main__":

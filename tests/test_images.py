@@ -1,6 +1,7 @@
 """Reading every kind of picture that factories have, and refusing what is none."""
 
 import io
+import itertools
 import struct
 import threading
 import warnings
@@ -516,3 +517,21 @@ class TestDrawing:
         assert (plain == plain[0, 0]).all()
         assert np.array_equal(images.decode(images.encode(drawn), "drawn"), drawn)
         assert np.abs(images.decode(images.encode(drawn, "JPEG"), "drawn").astype(int) - drawn).mean() < 8
+
+
+@pytest.mark.parametrize("size", [(512, 512), (97, 131), (1, 1), (33, 250)])
+def test_jpegs_have_the_pixels_that_pillow_sees(size: tuple[int, int]) -> None:
+    random = np.random.default_rng(0)
+    field = images.resize(random.integers(0, 256, (9, 9, 3), np.uint8), size)
+    noise = random.integers(0, 256, (*size, 3), np.uint8)
+    for picture, quality, subsampling, progressive in itertools.product(
+        (field, noise), (30, 90), (0, 1, 2), (False, True)
+    ):
+        file = io.BytesIO()
+        options = {"quality": quality, "subsampling": subsampling, "progressive": progressive}
+        Image.fromarray(picture).save(file, "JPEG", **options)
+        expected = np.asarray(Image.open(file).convert("RGB"))
+        np.testing.assert_array_equal(images.decode(file.getvalue(), "picture"), expected)
+        np.testing.assert_array_equal(images.decode(file.getvalue() + b"more", "picture"), expected)
+        with pytest.raises(ImageError):
+            images.decode(file.getvalue()[: -2 - len(file.getvalue()) // 3], "picture")

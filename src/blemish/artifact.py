@@ -17,7 +17,8 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +31,19 @@ from blemish.errors import ArtifactError, ConfigError, ShapeError
 from blemish.files import replacing_together
 from blemish.headers import from_plain, versions
 from blemish.images import Floats, check_batch
-from blemish.types import Calibration, Decider, Fitted, Parity, Policy, Prediction, Preprocessing, RunPrecision, pool
+from blemish.parts import part_of
+from blemish.types import (
+    AskedPrecision,
+    Batch,
+    Calibration,
+    Decider,
+    Fitted,
+    Parity,
+    Policy,
+    Prediction,
+    Preprocessing,
+    pool,
+)
 
 if TYPE_CHECKING:
     from blemish.detector import Detector
@@ -41,6 +54,7 @@ BATCH = 4
 """Files that are predicted together: few, because large temporaries cost more than they save on a CPU."""
 Run = Callable[[Floats], Prediction[Floats]]
 Look = Callable[[Floats, Sequence[Hashable]], Prediction[Floats]]
+Flow = Callable[[Iterable[Floats]], Iterator[Prediction[Floats]]]
 
 
 @dataclass(frozen=True)
@@ -92,26 +106,32 @@ class Header:
 class Export:
     """How a detector is turned into something that runs without torch."""
 
-    precision: RunPrecision = "fp32"
+    precision: AskedPrecision = "fp32"
     """What the exported network computes in."""
     pictures: tuple[Path, ...] = ()
     """Pictures that prove that it gives the same, beside the made ones."""
+    calibration: tuple[Path, ...] = ()
+    """Pictures of good parts that show int8 which values occur."""
+    measure: "Callable[[Predictor], Mapping[str, float]] | None" = None
+    """Gives metrics of a predictor, of which those of detector and export are kept."""
 
 
 class Predictor:
     """A trained detector at work: the same interface whatever file it came from."""
 
-    def __init__(self, header: Header, run: Run, look: Look | None = None) -> None:
+    def __init__(self, header: Header, run: Run, look: Look | None = None, flow: Flow | None = None) -> None:
         """Joins a header and what computes.
 
         Args:
             header: The artifact's.
             run: Gives the prediction for images (B, 3, H, W) float32 in [0, 1] of the artifact's size.
             look: The same where it is said what part each shows; for models that look at views together.
+            flow: The same as `run` for many batches, in order, several at a time; where that is faster.
         """
         self.header = header
         self._run = run
         self._look = look
+        self._flow = flow
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -167,6 +187,26 @@ class Predictor:
         if len(parts) != len(batch):
             raise ShapeError(f"there are {len(batch)} images and {len(parts)} names of parts; expected one for each.")
         return self._run(batch) if self._look is None else self._look(batch, parts)
+
+    def stream(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Prediction[Floats]]]:
+        """Each batch with its prediction, in order; what computes may be some batches ahead of the caller.
+
+        Args:
+            batches: As `blemish.reading.read_parts` makes them with this predictor's preprocessing.
+        """
+        if self._flow is None:
+            for batch in batches:
+                yield batch, self.predict_parts(batch.images, [part_of(sample) for sample in batch.samples])
+            return
+        begun: deque[Batch] = deque()
+
+        def images_of() -> Iterator[Floats]:
+            for batch in batches:
+                begun.append(batch)
+                yield batch.images
+
+        for prediction in self._flow(images_of()):
+            yield begun.popleft(), prediction
 
     def _read(self, paths: Sequence[str | Path]) -> Floats:
         return np.stack([images.to_chw(images.read(path), self.preprocessing, str(path)) for path in paths])

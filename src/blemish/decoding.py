@@ -75,7 +75,10 @@ def decode(content: bytes) -> Pixels:
     try:
         with quiet, Image.open(io.BytesIO(content), formats=FORMATS) as opened:
             if not is_deep(opened):
-                return np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
+                if opened.format == "JPEG" and (picture := _decode_plain_jpeg(opened, content)) is not None:
+                    return picture
+                ImageOps.exif_transpose(opened, in_place=True)  # a copy takes as long as a third of decoding
+                return np.asarray(opened if opened.mode == "RGB" else opened.convert("RGB"))
             if opened.format != "TIFF":  # of which the deep decoders turn it themselves
                 orientation = opened.getexif().get(ORIENTATION, 1)
             picture = np.asarray(ImageOps.exif_transpose(opened))  # reads all, so it notices what is damaged
@@ -85,6 +88,19 @@ def decode(content: bytes) -> Pixels:
         if not content.startswith((b"II", b"MM")):
             raise
     return _turned(_decode_deep(content), orientation)
+
+
+def _decode_plain_jpeg(opened: Image.Image, content: bytes) -> Pixels | None:
+    """The same pixels as by Pillow in two thirds of the time; None for what OpenCV would read otherwise.
+
+    It would fill up a truncated file, so only one with its end marker goes to it.
+    """
+    is_plain = opened.mode == "RGB" and content.endswith(b"\xff\xd9") and opened.getexif().get(ORIENTATION, 1) == 1
+    if not is_plain:
+        return None
+    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+    picture: Pixels | None = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
+    return picture
 
 
 def _decode_deep(content: bytes) -> Pixels:

@@ -91,6 +91,8 @@ class Detector(nn.Module, ABC):
     """Named configurations: "paper" (faithful), "small" (quick on a CPU), "tiny" (for tests)."""
     learns_from_defects: ClassVar[bool] = False
     """Whether `learn` looks at `data.train_defects`, too."""
+    is_one_graph: ClassVar[bool] = True
+    """Whether `forward` is all tensors, so that it can be exported."""
 
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__()

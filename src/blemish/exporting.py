@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from blemish import images
-from blemish.artifact import Export, Header, Predictor, Run
-from blemish.errors import ExportError
+from blemish.artifact import Export, Predictor
+from blemish.errors import ConfigError, ExportError
 from blemish.images import Floats, Picture
 from blemish.types import Parity, Prediction, Preprocessing, RunPrecision
 
@@ -28,7 +28,9 @@ INPUT, OUTPUTS = "image", ("anomaly_map", "image_score")
 """Names in the graph."""
 BATCHES = (1, 2, 5)
 """Batch sizes of the proof."""
-TOLERANCE: dict[RunPrecision, float] = {"fp32": 1e-3, "fp16": 0.02, "bf16": 0.1}
+CALIBRATION = 300
+"""Pictures that set the ranges of int8, at most."""
+TOLERANCE: dict[RunPrecision, float] = {"fp32": 1e-3, "fp16": 0.02, "bf16": 0.1, "int8": 0.3}
 """Differences that are accepted: as shares of the detector's own value, or of the threshold where that is larger."""
 
 
@@ -43,6 +45,11 @@ def to_onnx(detector: "Detector") -> bytes:
 
     from blemish.detector import Detector, infer
 
+    if not detector.is_one_graph:
+        raise ExportError(
+            f"{type(detector).__name__} works with whole artifacts, outside of any graph of tensors, so it can't be "
+            "exported: keep the .blemish file. Its bases can be exports, for speed: blemish fit segad --base part.onnx."
+        )
     if type(detector).look is not Detector.look:
         raise ExportError(
             f"{type(detector).__name__} looks at the views of a part together, which no exported graph does; "
@@ -78,25 +85,30 @@ def to_onnx(detector: "Detector") -> bytes:
     return model
 
 
-def prove(detector: "Detector", header: Header, run: Run, how: Export) -> Parity:
-    """How far `run` is from the detector, on pictures of odd sizes and depths, in batches of 1, 2 and 5.
+def prove(detector: "Detector", predictor: Predictor, precision: RunPrecision, how: Export) -> Parity:
+    """How far an export is from its detector, on pictures of odd sizes and depths, in batches of 1, 2 and 5.
+
+    Args:
+        detector: What was exported.
+        predictor: The export.
+        precision: What it computes in.
+        how: Further pictures, and metrics to compare.
 
     Raises:
         ExportError: farther than the precision explains; the message says on which picture and where.
     """
     from blemish.detector import infer
 
-    predictor = Predictor(header, run)
     deciders = [predictor.decider(category) for category in predictor.categories]
     score_scale = min(abs(decider.reject.value) for decider in deciders)
     map_scale = min(abs(decider.pixel) for decider in deciders)
-    tolerance = TOLERANCE[how.precision]
+    tolerance = TOLERANCE[precision]
     batches: list[int] = []
     worst = [0.0, 0.0]
     flipped = 0
-    for names, batch in _batches(header.fitted.preprocessing, how.pictures):
+    for names, batch in _batches(predictor.preprocessing, how.pictures):
         before = infer(detector, batch)
-        after = _run(run, batch, before)
+        after = _predicted(predictor, batch, before)
         apart = [
             _apart(one, other, scale) for one, other, scale in zip(before, after, (map_scale, score_scale), strict=True)
         ]
@@ -104,7 +116,7 @@ def prove(detector: "Detector", header: Header, run: Run, how: Export) -> Parity
             place = np.unravel_index(int(values.argmax()), values.shape)
             if not values[place] <= tolerance:
                 raise ExportError(
-                    f"the {how.precision} export differs: {what} of {names[place[0]]} (in a batch of {len(batch)}) is "
+                    f"the {precision} export differs: {what} of {names[place[0]]} (in a batch of {len(batch)}) is "
                     f"{other[place]:.6g} instead of {one[place]:.6g}"
                     + (f" at row {place[1]}, column {place[2]}" if len(place) > 1 else "")
                     + f", {values[place]:.2g} of itself or of the threshold where {tolerance:g} is accepted. Nothing "
@@ -116,7 +128,7 @@ def prove(detector: "Detector", header: Header, run: Run, how: Export) -> Parity
         flipped += sum(each.decide(one) != each.decide(other) for each in deciders for one, other in pairs)
     pictures = sum(batches)
     return Parity(
-        precision=how.precision,
+        precision=precision,
         pictures=pictures,
         batches=tuple(sorted(set(batches))),
         map_difference=worst[0],
@@ -124,6 +136,7 @@ def prove(detector: "Detector", header: Header, run: Run, how: Export) -> Parity
         decisions=pictures * len(deciders),
         flipped=flipped,
         tolerance=tolerance,
+        metrics=_measured(detector, predictor, how),
     )
 
 
@@ -178,14 +191,41 @@ def _batches(preprocessing: Preprocessing, paths: Sequence[Path]) -> Iterator[tu
         yield names, np.stack(ready)
 
 
-def _run(run: Run, batch: Floats, wanted: Prediction[Floats]) -> Prediction[Floats]:
-    """What `run` says of the batch, in the shapes that the detector gives.
+def calibrating(preprocessing: Preprocessing, how: Export) -> list[Floats]:
+    """Good pictures, each a batch (1, 3, H, W), that show which values occur; evenly drawn where there are many.
+
+    Raises:
+        ConfigError: none was given.
+        ImageError: one can't be read.
+    """
+    if not how.calibration:
+        raise ConfigError(
+            "--precision int8 must see which values occur in good pictures, and none were given; expected "
+            "--calibration FOLDER with good pictures, or --data DATA, whose training pictures are taken."
+        )
+    chosen = how.calibration[:: -(-len(how.calibration) // CALIBRATION)]
+    return [images.to_chw(images.read(path), preprocessing, str(path))[None] for path in chosen]
+
+
+def _measured(detector: "Detector", predictor: Predictor, how: Export) -> dict[str, tuple[float, float]]:
+    """{metric: (of the detector, of its export)}."""
+    from blemish.detector import infer
+
+    if how.measure is None:
+        return {}
+    before = how.measure(Predictor(predictor.header, lambda batch: infer(detector, batch)))
+    after = how.measure(predictor)
+    return {name: (value, after[name]) for name, value in before.items() if name in after}
+
+
+def _predicted(predictor: Predictor, batch: Floats, wanted: Prediction[Floats]) -> Prediction[Floats]:
+    """What the export says of the batch, in the shapes that the detector gives.
 
     Raises:
         ExportError: it takes no such batch, or gives other shapes.
     """
     try:
-        found = run(batch)
+        found = predictor.predict(batch)
     except Exception as error:  # each runtime has its own kind of error
         raise ExportError(f"the export does not take a batch of {len(batch)} images: {error}") from error
     for what, one, other in zip(OUTPUTS, wanted, found, strict=True):

@@ -115,14 +115,13 @@ def to_chw(picture: Picture, preprocessing: Preprocessing, name: str = "image") 
         raise ShapeError(f"{name} has {picture.dtype} pixels; expected uint8, uint16 or floating point.")
     resized = resize(picture, preprocessing.image_size)
     if picture.dtype == np.uint8:
-        scaled = resized.astype(np.float32) / np.float32(255)
-    elif preprocessing.intensity is None:
+        return np.divide(resized.transpose(2, 0, 1), np.float32(255), order="C", dtype=np.float32)
+    if preprocessing.intensity is None:
         raise ImageError(
             f"{name} has {picture.dtype} pixels, and the only rule there is, that of the training pictures, is for 8 "
             "bit: convert it to 8 bit the way those were, or fit again with --intensity LOW:HIGH."
         )
-    else:
-        scaled = _scaled(resized, preprocessing.intensity, name)
+    scaled = _scaled(resized, preprocessing.intensity, name)
     return np.ascontiguousarray(scaled.transpose(2, 0, 1), np.float32)
 
 

@@ -11,7 +11,6 @@ import numpy as np
 
 from blemish.artifact import BATCH, Predictor
 from blemish.images import Floats
-from blemish.parts import part_of
 from blemish.reading import read_parts
 from blemish.types import Decider, Decision, Failure, Policy, Prediction, Sample, part_score
 
@@ -110,8 +109,7 @@ def judge(
         policy: Another false-reject rate than the artifact's own.
     """
     deciders = {category: predictor.decider(category, policy) for category in {item.category for item in samples}}
-    for batch in read_parts(samples, predictor.preprocessing, BATCH, failures):
-        prediction = predictor.predict_parts(batch.images, [part_of(sample) for sample in batch.samples])
+    for batch, prediction in predictor.stream(read_parts(samples, predictor.preprocessing, BATCH, failures)):
         rows = zip(batch.samples, batch.images, batch.sizes, *prediction, strict=True)
         for sample, image, size, anomaly_map, image_score in rows:
             found = Prediction(anomaly_map, float(image_score))
@@ -207,6 +205,8 @@ def find_regions(anomaly_map: Floats, threshold: float, picture_size: tuple[int,
         picture_size: (height, width) of the picture's file, in whose pixels regions are given.
     """
     above = (anomaly_map > threshold).astype(np.uint8)
+    if not above.any():  # as on nearly every part
+        return ()
     count, labels, stats, _ = cv2.connectedComponentsWithStats(above, connectivity=8)
     (high, wide), (rows, columns) = picture_size, anomaly_map.shape
     regions = []

@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 Array = TypeVar("Array")
 Split = Literal["train", "validation", "test"]
 Decision = Literal["good", "review", "defective"]
-RunPrecision = Literal["fp32", "fp16", "bf16"]
+RunPrecision = Literal["fp32", "fp16", "bf16", "int8"]
 """What an exported network computes in."""
+AskedPrecision = Literal["fp32", "fp16", "bf16", "int8", "auto"]
+"""The same, or the fastest here that is near enough to the detector."""
 Unit = Literal["pictures", "parts"]
 
 
@@ -288,6 +290,8 @@ class Parity:
     """Those that came out otherwise."""
     tolerance: float
     """The largest difference that would have been accepted."""
+    metrics: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """{metric: (of the detector, of the export)} on a labelled test set, if one was given."""
 
     def sentence(self) -> str:
         """All of it in words.
@@ -301,8 +305,12 @@ themselves or of the threshold, scores by 1e-06 (accepted: 0.001); 0 of 9 decisi
             f"{self.precision} against the detector, on {self.pictures} pictures in batches of {sizes}: map values "
             f"differ by at most {self.map_difference:.1g} of themselves or of the threshold, scores by "
             f"{self.score_difference:.1g} (accepted: {self.tolerance:g}); {self.flipped} of {self.decisions} "
-            "decisions flipped."
+            "decisions flipped." + self._change()
         )
+
+    def _change(self) -> str:
+        each = (f"{name} {before:.4f} -> {after:.4f}" for name, (before, after) in self.metrics.items())
+        return f" On the test set: {', '.join(each)}." if self.metrics else ""
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from PIL import Image
 
 import blemish
 import textures
-from blemish import artifact, exporting
+from blemish import artifact, exporting, judging
 from blemish.artifact import Export, Predictor, read_header
 from blemish.detector import infer
 from blemish.errors import ArtifactError, ConfigError, ExportError
-from blemish.types import Prediction
+from blemish.types import Batch, Prediction, Sample
 from shell import call
 
 SUFFIXES = [".onnx", ".xml"]
@@ -126,8 +126,9 @@ def _one_pixel(anomaly_map, image_score, count):
 def test_a_difference_is_an_error_that_says_where(change, said, fitted):
     detector = fitted("patchcore")
     header = artifact.Header("patchcore", {}, detector.fitted)
+    other = Predictor(header, _off(lambda batch: infer(detector, batch), change))
     with pytest.raises(ExportError, match=said):
-        exporting.prove(detector, header, _off(lambda batch: infer(detector, batch), change), Export())
+        exporting.prove(detector, other, "fp32", Export())
 
 
 def test_flipped_decisions_are_counted(fitted, cloth):
@@ -142,7 +143,7 @@ def test_flipped_decisions_are_counted(fitted, cloth):
 
     samples = blemish.open_dataset("auto", cloth).validation
     how = Export(pictures=tuple(sample.path for sample in samples))
-    parity = exporting.prove(detector, header, nudged, how)
+    parity = exporting.prove(detector, Predictor(header, nudged), "fp32", how)
     assert parity.flipped == 1
     assert parity.pictures == 8 + len(samples)
 
@@ -158,6 +159,112 @@ def test_a_model_that_fixes_the_batch_size_is_refused(fitted, tmp_path, monkeypa
     with pytest.raises(ExportError, match="PatchCore can't be exported"):
         blemish.save(detector, tmp_path / "part.onnx")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_model_that_looks_at_views_together_is_refused(tmp_path):
+    from blemish.models.mvad import MVAD
+
+    detector = MVAD(MVAD.presets["tiny"], "random")
+    with pytest.raises(ExportError, match="MVAD looks at the views of a part together, which no exported graph does"):
+        exporting.to_onnx(detector)
+
+
+def test_a_model_that_works_with_artifacts_is_refused():
+    from blemish.models.segad import SegAD
+
+    detector = SegAD(SegAD.presets["tiny"], "random")
+    with pytest.raises(ExportError, match="SegAD works with whole artifacts.* --base part.onnx"):
+        exporting.to_onnx(detector)
+
+
+def test_openvino_judges_several_batches_at_a_time_and_gives_the_same_in_order(exported, cloth, tmp_path):
+    predictor = blemish.load(exported("patchcore", ".xml"))
+    files = sorted((cloth / "cloth").rglob("*.png"))
+    broken = tmp_path / "broken.png"
+    broken.write_text("not a picture")
+    files.insert(9, broken)
+    samples = [Sample(path=file, category="", split="test", is_anomalous=None) for file in files]
+    failures, failures_before = [], []
+    found = list(judging.judge(predictor, samples, failures))
+    one_by_one = Predictor(predictor.header, predictor.predict)
+    before = list(judging.judge(one_by_one, samples, failures_before))
+    assert failures == failures_before
+    assert [failure.path for failure in failures] == [broken]
+    assert [each.sample.path for each in found] == [file for file in files if file != broken]
+    for one, other in zip(found, before, strict=True):
+        assert (one.scored.decision, len(one.scored.regions)) == (other.scored.decision, len(other.scored.regions))
+        np.testing.assert_allclose(one.anomaly_map, other.anomaly_map, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(one.scored.image_score, other.scored.image_score, rtol=1e-5)
+        np.testing.assert_array_equal(one.image, other.image)
+
+
+def test_who_leaves_a_stream_early_or_asks_again_gets_the_same(exported):
+    predictor = blemish.load(exported("patchcore", ".xml"))
+    images = [np.random.default_rng(item).random((1 + item % 3, 3, 64, 64), np.float32) for item in range(12)]
+    batches = [Batch(image, (), ()) for image in images]
+    first, prediction = next(iter(predictor.stream(batches)))
+    assert first is batches[0]
+    kept = prediction.anomaly_map.copy()
+    again = list(predictor.stream(iter(batches)))
+    np.testing.assert_array_equal(prediction.anomaly_map, kept)  # no request writes into what was given out
+    assert [batch for batch, _ in again] == batches
+    for batch, found in again:
+        np.testing.assert_allclose(found.anomaly_map, predictor.predict(batch.images).anomaly_map, rtol=1e-5, atol=1e-6)
+    assert list(predictor.stream([])) == []
+
+
+def test_an_error_of_the_reader_comes_through_a_stream(exported):
+    def broken():
+        yield Batch(np.zeros((1, 3, 64, 64), np.float32), (), ())
+        raise RuntimeError("the disk is gone")
+
+    with pytest.raises(RuntimeError, match="the disk is gone"):
+        list(blemish.load(exported("patchcore", ".xml")).stream(broken()))
+
+
+def test_int8_is_calibrated_proven_and_scored(fitted, cloth, tmp_path, capsys):
+    blemish.save(fitted("patchcore"), tmp_path / "part.blemish")
+    words = ["export", tmp_path / "part.blemish", tmp_path / "part.xml", "--precision", "int8"]
+    assert call(*words) == 2
+    assert "expected --calibration FOLDER with good pictures" in capsys.readouterr().err.replace("\n", " ")
+    assert call(*words, "--data", cloth) == 0
+    said = capsys.readouterr().out
+    header = read_header(tmp_path / "part.xml")
+    parity = header.parity
+    assert parity.sentence() in said
+    assert (parity.precision, parity.tolerance) == ("int8", exporting.TOLERANCE["int8"])
+    assert 1e-3 < parity.map_difference < parity.tolerance  # it is not fp32 in disguise
+    assert set(parity.metrics) == {"image_auroc", "pixel_ap"}
+    before, after = parity.metrics["image_auroc"]
+    assert before == after == 1
+    assert "On the test set: image_auroc 1.0000 -> 1.0000, pixel_ap" in said
+    data = blemish.open_dataset("auto", cloth)
+    scored = blemish.score(blemish.load(tmp_path / "part.xml"), data).results.mean
+    assert scored["pixel_ap"] == pytest.approx(parity.metrics["pixel_ap"][1], abs=1e-6)
+    graph = (tmp_path / "part.xml").read_text()
+    assert 'type="FakeQuantize"' in graph
+
+
+def test_auto_takes_the_next_precision_where_the_first_is_too_far_off(fitted, tmp_path, monkeypatch, caplog):
+    from blemish.formats import openvino
+
+    monkeypatch.setattr(openvino, "_fastest_first", lambda: ["bf16", "fp32"])
+    for tolerance, taken in ((0.1, "bf16"), (1e-9, "fp32")):
+        monkeypatch.setitem(exporting.TOLERANCE, "bf16", tolerance)
+        blemish.save(fitted("patchcore"), tmp_path / "part.xml", Export("auto"))
+        assert read_header(tmp_path / "part.xml").parity.precision == taken
+    assert "the bf16 export differs" in caplog.text
+
+
+def test_what_the_device_has_no_units_for_is_computed_in_fp32(exported, monkeypatch, caplog):
+    from blemish.formats import openvino
+
+    monkeypatch.setattr(openvino, "_capabilities", lambda core, name: {"fp32"})
+    file = exported("patchcore", ".xml")
+    network = openvino._Network(openvino._read(file)[0], "bf16", "cpu")
+    assert "CPU has no units for bf16 here" in caplog.text
+    batch = np.random.default_rng(0).random((2, 3, 64, 64), np.float32)
+    np.testing.assert_array_equal(network.run(batch).anomaly_map, blemish.load(file).predict(batch).anomaly_map)
 
 
 def test_another_onnx_file_is_no_artifact(tmp_path):

@@ -22,7 +22,8 @@ def save(detector: "Detector", header: Header, path: Path, how: Export) -> None:
     """Writes weights, buffers and header to one file."""
     if how != Export():
         raise ConfigError(
-            f"{path.name} keeps the detector as it is; --precision and --pictures are for .onnx and .xml."
+            f"{path.name} keeps the detector as it is; --precision, --pictures, --calibration and --data are for "
+            ".onnx and .xml."
         )
     from safetensors.torch import save_file
 

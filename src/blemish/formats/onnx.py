@@ -21,10 +21,10 @@ _METADATA = 14  # the field of onnx.ModelProto; its entries have a key (1) and a
 
 def save(detector: "Detector", header: Header, path: Path, how: Export) -> None:
     """Writes graph, weights and header to one file, once ONNX Runtime gives what torch gives."""
-    if how.precision != "fp32":
+    if how.precision not in ("fp32", "auto"):
         raise ConfigError(f'--precision is "{how.precision}"; expected fp32 for .onnx, or a name that ends in .xml.')
     model = exporting.to_onnx(detector)
-    parity = exporting.prove(detector, header, _runner(model, "cpu"), how)
+    parity = exporting.prove(detector, Predictor(header, _runner(model, "cpu")), "fp32", how)
     text = replace(header, parity=parity).to_json().encode()
     entry = _field(1, _KEY.encode()) + _field(2, text)
     path.write_bytes(model + _field(_METADATA, entry))

@@ -1,13 +1,17 @@
 """OpenVINO: an .xml with our header and a .bin beside it with the weights, run without torch."""
 
 import hashlib
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blemish import exporting
-from blemish.artifact import Export, Header, Predictor, Run, not_an_artifact
-from blemish.errors import ArtifactError, ConfigError
+from blemish.artifact import Export, Header, Predictor, not_an_artifact
+from blemish.errors import ArtifactError, ConfigError, ExportError
 from blemish.types import Prediction, RunPrecision
 
 if TYPE_CHECKING:
@@ -17,7 +21,10 @@ if TYPE_CHECKING:
 SUFFIX = ".xml"
 WEIGHTS = ".bin"
 _HEADER, _DIGEST = ["blemish", "header"], ["blemish", "weights"]
-_HINTS: dict[RunPrecision, str] = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
+_HINTS: dict[RunPrecision, str] = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "f32"}
+_HEAVY = {"Convolution", "GroupConvolution", "MatMul"}
+"""Operations that int8 makes faster, as OpenVINO calls them."""
+_LOG = logging.getLogger(__name__)
 
 
 def save(detector: "Detector", header: Header, path: Path, how: Export) -> None:
@@ -28,8 +35,19 @@ def save(detector: "Detector", header: Header, path: Path, how: Export) -> None:
     graph.write_bytes(exporting.to_onnx(detector))
     model = openvino.convert_model(graph)
     graph.unlink()
-    openvino.save_model(model, path, compress_to_fp16=how.precision == "fp16")
-    parity = exporting.prove(detector, header, _runner(openvino.Core().read_model(path), how.precision, "cpu"), how)
+    wanted = _fastest_first() if how.precision == "auto" else [how.precision]
+    for precision in wanted:
+        if precision == "int8":
+            model = _quantised(model, exporting.calibrating(header.fitted.preprocessing, how))
+        openvino.save_model(model, path, compress_to_fp16=precision == "fp16")
+        network = _Network(openvino.Core().read_model(path), precision, "cpu")
+        try:
+            parity = exporting.prove(detector, Predictor(header, network.run, flow=network.flow), precision, how)
+            break
+        except ExportError as error:
+            if precision == wanted[-1]:
+                raise
+            _LOG.warning("%s Trying the next precision.", str(error).partition(" Nothing was written")[0])
     model = openvino.Core().read_model(path.read_bytes(), path.with_suffix(WEIGHTS).read_bytes())
     model.set_rt_info(replace(header, parity=parity).to_json(), _HEADER)
     model.set_rt_info(_digest(path), _DIGEST)
@@ -44,7 +62,8 @@ def load(path: Path, device: str) -> Predictor:
             f"{path.with_suffix(WEIGHTS)} does not hold the weights of {path.name}, or is damaged (truncated?); "
             "expected the two files of one export: copy both again."
         )
-    return Predictor(header, _runner(model, header.parity.precision, device))
+    network = _Network(model, header.parity.precision, device)
+    return Predictor(header, network.run, flow=network.flow)
 
 
 def read_header(path: Path) -> Header:
@@ -66,21 +85,101 @@ def _read(path: Path) -> tuple[Any, Header]:
     return model, Header.from_json(text, path)
 
 
-def _runner(model: Any, precision: RunPrecision, device: str) -> Run:
-    import openvino
+class _Network:
+    """A graph that OpenVINO runs: one batch at once by all threads, or several by some threads each."""
 
-    core = openvino.Core()
-    there = [name.lower() for name in core.available_devices]
-    if device not in ("auto", *there):
-        raise ConfigError(f'--device is "{device}", which OpenVINO has not here; expected auto, {", ".join(there)}.')
-    hints = {"INFERENCE_PRECISION_HINT": _HINTS[precision], "PERFORMANCE_HINT": "LATENCY"}
-    compiled = core.compile_model(model, "CPU" if device == "auto" else device.upper(), hints)
+    def __init__(self, model: Any, precision: RunPrecision, device: str) -> None:
+        import openvino
 
-    def run(batch: "Floats") -> Prediction["Floats"]:
-        found = compiled(batch)
+        core = openvino.Core()
+        there = [name.lower() for name in core.available_devices]
+        if device not in ("auto", *there):
+            raise ConfigError(
+                f'--device is "{device}", which OpenVINO has not here; expected auto, {", ".join(there)}.'
+            )
+        name = "CPU" if device == "auto" else device.upper()
+        if precision not in _capabilities(core, name):
+            _LOG.warning("%s has no units for %s here; it computes in fp32, nearer to the detector.", name, precision)
+            precision = "fp32"
+        hints = {"INFERENCE_PRECISION_HINT": _HINTS[precision]}
+        if name == "CPU":
+            hints["ENABLE_CPU_PINNING"] = "NO"  # threads that decode work on the same cores
+
+        @cache  # compiled when it is first needed: who streams needs no network for single batches
+        def compiled(hint: str) -> Any:
+            return core.compile_model(model, name, {**hints, "PERFORMANCE_HINT": hint})
+
+        self._compiled: Callable[[str], Any] = compiled
+
+    def run(self, batch: "Floats") -> Prediction["Floats"]:
+        """The prediction of one batch, as soon as it can be."""
+        found = self._compiled("LATENCY")(batch, share_inputs=True)
         return Prediction(*(found[name].copy() for name in exporting.OUTPUTS))
 
-    return run
+    def flow(self, batches: Iterable["Floats"]) -> Iterator[Prediction["Floats"]]:
+        """The predictions of many batches, in order; the next ones are computed while the caller has one."""
+        compiled = self._compiled("THROUGHPUT")
+        # Twice as many as run at once, so that none of these waits for the caller.
+        most = 2 * compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
+        busy: deque[Any] = deque()
+        try:
+            for batch in batches:
+                found = None
+                if len(busy) < most:
+                    request = compiled.create_infer_request()
+                else:
+                    request = busy.popleft()
+                    found = _finished(request)
+                request.start_async({exporting.INPUT: batch}, share_inputs=True)
+                busy.append(request)
+                if found is not None:
+                    yield found
+            while busy:
+                yield _finished(busy.popleft())
+        finally:
+            for request in busy:  # the caller has left; their images must stay until they are through
+                request.wait()
+
+
+def _finished(request: Any) -> Prediction["Floats"]:
+    """What a request found, copied: its memory is used again."""
+    request.wait()
+    return Prediction(*(request.get_tensor(name).data.copy() for name in exporting.OUTPUTS))
+
+
+def _capabilities(core: Any, name: str) -> set[str]:
+    """The precisions that a device has units for, as we call them; fp32 always works."""
+    return {"fp32"} | {each.lower() for each in core.get_property(name, "OPTIMIZATION_CAPABILITIES")}
+
+
+def _fastest_first() -> list[RunPrecision]:
+    """What is worth trying on this CPU without calibration; fp16 only saves room on those we know."""
+    import openvino
+
+    return ["bf16", "fp32"] if "bf16" in _capabilities(openvino.Core(), "CPU") else ["fp32"]
+
+
+def _quantised(model: Any, pictures: "list[Floats]") -> Any:
+    """The graph with weights and activations of 8 bit, their ranges as these pictures show them.
+
+    Only products and filters of several channels: maps are left alone, which would else be cut off
+    at the highest value of a good picture.
+    """
+    try:
+        import nncf
+    except ImportError as error:
+        raise ConfigError('--precision int8 needs NNCF: pip install "blemish[export]"') from error
+    nncf.set_log_level(logging.ERROR)
+    steps = model.get_ops()
+    maps = [each.get_friendly_name() for each in steps if each.get_type_name() == "Convolution" and _is_of_map(each)]
+    others = {each.get_type_name() for each in steps} - _HEAVY
+    left_alone = nncf.IgnoredScope(names=maps, types=sorted(others), validate=False)
+    return nncf.quantize(model, nncf.Dataset(pictures), subset_size=len(pictures), ignored_scope=left_alone)
+
+
+def _is_of_map(step: Any) -> bool:
+    channels = step.get_input_partial_shape(0)[1]
+    return bool(channels.is_static) and channels.get_length() == 1
 
 
 def _info(model: Any, place: list[str]) -> str:

