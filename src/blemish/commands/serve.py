@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import numpy as np
 from tyro.conf import Positional, arg
 
 from blemish.command import say
@@ -86,6 +87,8 @@ class Serve:
             if name in found:
                 raise ConfigError(f'two artifacts are called "{name}"; give one another name: other={path}.')
             predictor = artifact.load(path, device=self.device)
+            # The first picture would else wait until the network is compiled.
+            predictor.predict(np.zeros((1, 3, *predictor.preprocessing.image_size), np.float32))
             own = predictor.policy
             policy = Policy(
                 own.max_false_reject if self.max_false_reject is None else self.max_false_reject,
