@@ -41,6 +41,7 @@ BATCH = 4
 """Files that are predicted together: few, because large temporaries cost more than they save on a CPU."""
 Run = Callable[[Floats], Prediction[Floats]]
 Look = Callable[[Floats, Sequence[Hashable]], Prediction[Floats]]
+Explain = Callable[[Floats, Sequence[Hashable]], list[str]]
 
 
 @dataclass(frozen=True)
@@ -101,17 +102,19 @@ class Export:
 class Predictor:
     """A trained detector at work: the same interface whatever file it came from."""
 
-    def __init__(self, header: Header, run: Run, look: Look | None = None) -> None:
+    def __init__(self, header: Header, run: Run, look: Look | None = None, explain: Explain | None = None) -> None:
         """Joins a header and what computes.
 
         Args:
             header: The artifact's.
             run: Gives the prediction for images (B, 3, H, W) float32 in [0, 1] of the artifact's size.
             look: The same where it is said what part each shows; for models that look at views together.
+            explain: Says what decided on images; for models that know.
         """
         self.header = header
         self._run = run
         self._look = look
+        self._explain = explain
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -149,7 +152,7 @@ class Predictor:
             return self._run(check_batch(pictures, self.preprocessing.image_size))
         if not pictures:
             raise ShapeError("pictures is empty; expected at least one file or image.")
-        read = [self._run(self._read(pictures[at : at + BATCH])) for at in range(0, len(pictures), BATCH)]
+        read = [self._predict_files(pictures[at : at + BATCH]) for at in range(0, len(pictures), BATCH)]
         anomaly_map, image_score = (np.concatenate(parts) for parts in zip(*read, strict=True))
         return Prediction(anomaly_map, image_score)
 
@@ -168,8 +171,20 @@ class Predictor:
             raise ShapeError(f"there are {len(batch)} images and {len(parts)} names of parts; expected one for each.")
         return self._run(batch) if self._look is None else self._look(batch, parts)
 
-    def _read(self, paths: Sequence[str | Path]) -> Floats:
-        return np.stack([images.to_chw(images.read(path), self.preprocessing, str(path)) for path in paths])
+    def explain(self, images: Floats, parts: Sequence[Hashable]) -> list[str]:
+        """What decided on each of these images, in a few words; empty where the model can't say.
+
+        Args:
+            images: As `predict_parts` takes them.
+            parts: What part each shows.
+        """
+        batch = check_batch(images, self.preprocessing.image_size)
+        return [""] * len(batch) if self._explain is None else self._explain(batch, parts)
+
+    def _predict_files(self, paths: Sequence[str | Path]) -> Prediction[Floats]:
+        read = np.stack([images.to_chw(images.read(path), self.preprocessing, str(path)) for path in paths])
+        # As `parts.part_of` names pictures; the number keeps files that are given twice apart.
+        return self.predict_parts(read, [(str(place), "", str(path)) for place, path in enumerate(paths)])
 
     @cached_property
     def _pooled(self) -> Calibration:
@@ -210,15 +225,35 @@ def save(detector: "Detector", path: str | os.PathLike[str], how: Export | None 
         ExportError: the file would not give what the detector gives.
         OutputError: the file can't be written.
     """
+    _write(detector, header_of(detector), Path(path), how)
+
+
+def header_of(detector: "Detector") -> Header:
+    """What an artifact of this detector says of itself.
+
+    Raises:
+        ConfigError: the detector has learned nothing yet.
+    """
     if detector.fitted is None:
         raise ConfigError("this detector has learned nothing yet; call its fit(data) before saving it.")
-    header = Header(
+    return Header(
         model=type(detector).__module__.rpartition(".")[2],
         config=dataclasses.asdict(detector.config),
         fitted=detector.fitted,
         versions=versions(),
     )
-    _write(detector, header, Path(path), how)
+
+
+def predictor(detector: "Detector", header: Header | None = None) -> Predictor:
+    """The predictor that a trained detector is, run by torch; its header is made if not given."""
+    from blemish.detector import explain, infer
+
+    return Predictor(
+        header or header_of(detector),
+        lambda batch: infer(detector, batch),
+        lambda batch, parts: infer(detector, batch, parts),
+        lambda batch, parts: explain(detector, batch, parts),
+    )
 
 
 def export(source: str | os.PathLike[str], target: str | os.PathLike[str], how: Export | None = None) -> Header:

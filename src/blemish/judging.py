@@ -10,10 +10,11 @@ import cv2
 import numpy as np
 
 from blemish.artifact import BATCH, Predictor
+from blemish.errors import ImageError
 from blemish.images import Floats
 from blemish.parts import part_of
 from blemish.reading import read_parts
-from blemish.types import Decider, Decision, Failure, Policy, Prediction, Sample
+from blemish.types import Batch, Decider, Decision, Failure, Policy, Prediction, Sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +112,25 @@ def judge(
     """
     deciders = {category: predictor.decider(category, policy) for category in {item.category for item in samples}}
     for batch in read_parts(samples, predictor.preprocessing, BATCH, failures):
-        prediction = predictor.predict_parts(batch.images, [part_of(sample) for sample in batch.samples])
-        rows = zip(batch.samples, batch.images, batch.sizes, *prediction, strict=True)
-        for sample, image, size, anomaly_map, image_score in rows:
+        for sample, image, size, anomaly_map, image_score in _predicted(predictor, batch, failures):
             found = Prediction(anomaly_map, float(image_score))
             yield judge_one(predictor, deciders[sample.category], sample, found, (image, size))
+
+
+def _predicted(predictor: Predictor, batch: Batch, failures: list[Failure]) -> list[tuple[Any, ...]]:
+    """Sample, image, size, map and score of each picture; those that lack what belongs to them become failures."""
+    try:
+        prediction = predictor.predict_parts(batch.images, [part_of(sample) for sample in batch.samples])
+        return list(zip(batch.samples, batch.images, batch.sizes, *prediction, strict=True))
+    except ImageError as error:
+        if len(batch.samples) == 1:
+            failures.append(Failure(batch.samples[0].path, str(error)))
+            return []
+    alone = (
+        Batch(batch.images[place : place + 1], [sample], [batch.sizes[place]])
+        for place, sample in enumerate(batch.samples)
+    )
+    return [row for one in alone for row in _predicted(predictor, one, failures)]
 
 
 def judge_one(
