@@ -1,4 +1,10 @@
+import pytest
+from PIL import Image
+
+import textures
 from blemish import command
+from blemish.artifact import read_header
+from blemish.models.patchcore import PatchCore
 from shell import TINY, call
 
 
@@ -39,3 +45,56 @@ def test_every_option_is_explained(capsys):
     said = capsys.readouterr().out
     for option in ("--out", "--category", "--image-size", "--coreset-size", "--max-false-reject", "--train-dir"):
         assert option in said
+
+
+@pytest.fixture(scope="module")
+def defects(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("defects")
+    for number in range(6):
+        Image.fromarray(textures.blob(7000 + number)[0]).save(folder / f"{number}.png")
+    return folder
+
+
+def test_labels_that_do_not_help_are_said_and_not_used(data, defects, tmp_path, capsys):
+    file = tmp_path / "a.blemish"
+    assert call("fit", "patchcore", data, "--defects", defects, "--out", file, *TINY, "--out-of-fold", 2) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Judged by cross-validation on 16 good and 6 defective pictures" in said
+    assert "patchcore.blemish alone: AUROC 1.0000, 0.0 % of good ones stopped" in said
+    assert "the detector without them is recommended" in said
+    assert "What is written is the model without labels (--keep auto)." in said
+    assert read_header(file).model == "patchcore"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.blemish"]
+
+
+def test_labels_are_used_if_asked_for(data, defects, tmp_path, capsys):
+    file, options = tmp_path / "a.blemish", ("--out-of-fold", 2, "--keep", "with", "--components", "foreground")
+    assert call("fit", "patchcore", data, "--defects", defects, "--out", file, *TINY, *options) == 0
+    assert "What is written uses the labels, as asked for (--keep with)." in capsys.readouterr().out
+    header = read_header(file)
+    assert (header.model, header.config["base"]) == ("segad", ["patchcore.blemish"])
+    assert header.fitted.gain.good == 16
+    assert len(header.fitted.calibrations["cloth"].image_scores) == 4
+
+
+def test_a_killed_fit_with_labels_takes_up_what_it_had_fitted(data, defects, tmp_path, capsys, monkeypatch):
+    file, fits = tmp_path / "a.blemish", []
+    once = PatchCore.learn
+
+    def learn(self, *given):
+        fits.append(self)
+        if len(fits) == 3:
+            raise KeyboardInterrupt
+        return once(self, *given)
+
+    monkeypatch.setattr(PatchCore, "learn", learn)
+    arguments = ("fit", "patchcore", data, "--defects", defects, "--out", file, *TINY, "--out-of-fold", 2)
+    assert call(*arguments) == 130
+    assert call(*arguments) == 0
+    assert len(fits) == 4  # the base, the first fold, the second that was stopped, and the second again
+    assert [path.name for path in tmp_path.iterdir()] == ["a.blemish"]
+
+
+def test_labels_and_exports_do_not_go_together(data, defects, tmp_path, capsys):
+    assert call("fit", "patchcore", data, "--defects", defects, "--out", tmp_path / "a.onnx", *TINY) == 2
+    assert "export it afterwards" in capsys.readouterr().err

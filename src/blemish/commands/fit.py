@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
@@ -14,6 +14,8 @@ from blemish.types import Decider, Policy
 
 if TYPE_CHECKING:
     from blemish.dataset import Dataset
+    from blemish.detector import Detector
+    from blemish.types import Failure, LabelGain
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,8 @@ class FitOptions:
     preset: str = "small"
     """Named configuration of the model that the options below start from."""
     defects: Path | None = None
-    """Folder of defective pictures to learn from, for models that do (segad)."""
+    """Folder of defective pictures. Models other than segad get a SegAD on top that learns from them; what is better
+    is written."""
     max_false_reject: float = 0.01
     """Share of good parts that may be called defective, at most: 0.005 is 5 in 1000."""
     max_review: float | None = None
@@ -34,6 +37,18 @@ class FitOptions:
     """default (embedded, or downloaded for other backbones), random, or a file."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
+
+
+@dataclass(frozen=True)
+class LabelOptions:
+    """How defects are learned from, where --defects names some."""
+
+    components: str = "none"
+    """How pictures fall into components: none, foreground, cluster:K, static:FILE or folder:DIR."""
+    out_of_fold: int = 3
+    """Times that the model is fitted anew without some of its pictures, so that SegAD learns from maps of them, too."""
+    keep: Literal["auto", "with", "without"] = "auto"
+    """Write what was learned with the labels, without them, or (auto) with them if cross-validation says they help."""
 
 
 @dataclass(frozen=True)
@@ -48,38 +63,65 @@ class Fit:
     def __call__(self) -> int:
         """Learns, calibrates, saves, and says what comes next."""
         from blemish import artifact, detector
+        from blemish.dataset import with_defects
         from blemish.files import check_writable
 
         config, out = getattr(self, "config", None), self.fit.out
         if config is None:
             raise ConfigError(f"the model comes first: blemish fit {self.model} DATA --out {out}.")
-        policy = Policy(self.fit.max_false_reject, self.fit.max_review)
+        policy = self._policy
         artifact.format_of(out)
         check_writable(out)
         data = self.data.open(seed=config.seed)
         if self.fit.defects is not None:
-            data = self._with_defects(data, self.fit.defects)
+            data = with_defects(data, self.fit.defects)
         data.require_train()
         learner = detector.create(
             self.model, config=config, backbone_weights=self.fit.backbone_weights, device=self.fit.device
         )
-        learner.unfinished = out.with_name(f"{out.name}.unfinished")
-        learner.fit(data, policy)
-        artifact.save(learner, out)
-        learner.unfinished.unlink(missing_ok=True)
+        labels: LabelOptions | None = getattr(self, "labels", None)
+        if self.fit.defects is not None and labels is not None:
+            failures = self._fit_with_labels(learner, data, labels)
+        else:
+            learner.unfinished = out.with_name(f"{out.name}.unfinished")
+            learner.fit(data, policy)
+            artifact.save(learner, out)
+            learner.unfinished.unlink(missing_ok=True)
+            failures = learner.failures
+            self._say_gain(learner.fitted.gain if learner.fitted else None)
         for category, calibration in artifact.read_header(out).fitted.calibrations.items():
             for sentence in Decider(calibration, policy).sentences():
                 say(f"{category}: {sentence}")
         say(f"Written: {out} ({out.stat().st_size / 1e6:.1f} MB)")
         say(f"Next: blemish {self._next(data)}")
-        return report_failures(learner.failures)
+        return report_failures(failures)
 
-    def _with_defects(self, data: "Dataset", folder: Path) -> "Dataset":
-        from blemish import dataset, detector
+    @property
+    def _policy(self) -> Policy:
+        return Policy(self.fit.max_false_reject, self.fit.max_review)
 
-        if not detector.find(self.model).learns_from_defects:
-            raise ConfigError(f"{self.model} learns from good pictures only: leave out --defects, or fit segad on it.")
-        return dataset.with_defects(data, folder)
+    def _fit_with_labels(self, learner: "Detector", data: "Dataset", labels: LabelOptions) -> "list[Failure]":
+        """Fits the model and SegAD, writes what is better, and says why; gives pictures that could not be used."""
+        from blemish import labelled
+
+        made = labelled.fit(
+            learner,
+            data,
+            self._policy,
+            self.fit.out,
+            components=labels.components,
+            out_of_fold=labels.out_of_fold,
+            keep=labels.keep,
+            weights=self.fit.backbone_weights,
+        )
+        self._say_gain(made.gain)
+        uses = "uses the labels" if made.is_supervised else "is the model without labels"
+        say(f"What is written {uses}{'' if labels.keep == 'auto' else ', as asked for'} (--keep {labels.keep}).")
+        return made.failures
+
+    def _say_gain(self, gain: "LabelGain | None") -> None:
+        if gain is not None:
+            say("\n".join(gain.sentences()))
 
     def _next(self, data: "Dataset") -> str:
         if any(sample.is_anomalous is not None for sample in data.test):
@@ -95,6 +137,8 @@ def COMMAND(words: Sequence[str]) -> type[Fit]:  # noqa: N802 - its name in ever
 
     preset = detector.preset_of(detector.find(words[0]), words[0], options.value_of("--preset", words) or "small")
     own: list[tuple[str, Any, Any]] = [("config", type(preset), field(default=preset))]
+    if not detector.find(words[0]).learns_from_defects:
+        own.append(("labels", LabelOptions, field(default_factory=LabelOptions)))
     command: type[Fit] = make_dataclass("Fit", own, bases=(Fit,), frozen=True)
     command.__doc__ = registry.describe("models", words[0])
     return command
