@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from blemish import artifact, detector
@@ -33,13 +34,13 @@ def without(data: Dataset, left_out: Sequence[Sample]) -> Dataset:
     return replace(data, samples=tuple(kept))
 
 
-def refit(header: Header, data: Dataset, learner: Detector, weights: str, place: Path | None) -> Predictor:
+def refit(header: Header, data: Dataset, device: torch.device, weights: str, place: Path | None) -> Predictor:
     """A predictor like that of an artifact, but of what `data` shows.
 
     Args:
         header: Of the artifact; its model and configuration are taken.
         data: Good pictures.
-        learner: Whose device it learns on.
+        device: Where it learns.
         weights: Of the backbone, as for `blemish.create`.
         place: See `fitted`.
 
@@ -49,7 +50,7 @@ def refit(header: Header, data: Dataset, learner: Detector, weights: str, place:
     if detector.find(header.model).learns_from_defects:
         raise ConfigError(f"a base that is {header.model} itself can't be fitted anew; leave out --out-of-fold.")
     config = detector.from_header(header.model, header.config)
-    new = detector.create(header.model, config=config, backbone_weights=weights, device=str(learner.device))
+    new = detector.create(header.model, config=config, backbone_weights=weights, device=str(device))
     return fitted(new, data, header.fitted.policy, place)
 
 

@@ -36,6 +36,7 @@ def fit(  # noqa: PLR0913 - each is a choice of its own
     components: str = "none",
     out_of_fold: int = 3,
     keep: Keep = "auto",
+    preset: str = "small",
     weights: str = "default",
 ) -> Made:
     """What came of fitting a detector on good pictures and SegAD on labelled defects; `out` is what is better.
@@ -52,6 +53,7 @@ def fit(  # noqa: PLR0913 - each is a choice of its own
         components: As of SegAD.
         out_of_fold: The number of folds, 2 or more.
         keep: Whether `out` uses the labels: where they help, always, or never.
+        preset: Of SegAD.
         weights: Of the backbone.
 
     Raises:
@@ -66,7 +68,12 @@ def fit(  # noqa: PLR0913 - each is a choice of its own
     base = place / f"{model}.blemish"
     if out.suffix != base.suffix:
         raise ConfigError(f"--out is {out}; with --defects expected a name ending in .blemish: export it afterwards.")
-    supervised = _segad(learner, base, components, out_of_fold, weights)
+    changes = {"base": (str(base),), "components": components, "out_of_fold": out_of_fold}
+    # It looks at the pictures as the learner does.
+    same = {name: getattr(learner.config, name) for name in ("image_size", "batch_size", "seed", "intensity")}
+    supervised = detector.create(
+        "segad", preset=preset, config=changes | same, backbone_weights=weights, device=str(learner.device)
+    )
     supervised.unfinished = unfinished
     folds.fitted(learner, folds.without(data, []), policy, base)
     supervised.fit(data, policy)
@@ -81,18 +88,3 @@ def fit(  # noqa: PLR0913 - each is a choice of its own
     shutil.rmtree(place, ignore_errors=True)
     failures = {failure.path: failure for failure in (*learner.failures, *supervised.failures)}
     return Made(is_supervised, gain, list(failures.values()))
-
-
-def _segad(learner: Detector, base: Path, components: str, out_of_fold: int, weights: str) -> Detector:
-    """SegAD on top of a base of the learner's size; nothing of it has to be there yet."""
-    own = learner.config
-    changes = {
-        "base": (str(base),),
-        "components": components,
-        "out_of_fold": out_of_fold,
-        "image_size": own.image_size,
-        "batch_size": own.batch_size,
-        "seed": own.seed,
-        "intensity": own.intensity,
-    }
-    return detector.create("segad", config=changes, backbone_weights=weights, device=str(learner.device))

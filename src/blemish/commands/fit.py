@@ -102,7 +102,7 @@ class Fit:
 
     def _fit_with_labels(self, learner: "Detector", data: "Dataset", labels: LabelOptions) -> "list[Failure]":
         """Fits the model and SegAD, writes what is better, and says why; gives pictures that could not be used."""
-        from blemish import labelled
+        from blemish import detector, labelled
 
         made = labelled.fit(
             learner,
@@ -112,6 +112,7 @@ class Fit:
             components=labels.components,
             out_of_fold=labels.out_of_fold,
             keep=labels.keep,
+            preset=self.fit.preset if self.fit.preset in detector.find("segad").presets else "small",
             weights=self.fit.backbone_weights,
         )
         self._say_gain(made.gain)

@@ -258,7 +258,9 @@ class SegAD(Detector):
             inside = [sample for sample, own in zip(good, fold, strict=True) if own == number]
             others = folds.without(data, inside)
             bases = [
-                folds.refit(base.header, others, self, self._weights, place and place / f"{number}-{name}.blemish")
+                folds.refit(
+                    base.header, others, self.device, self._weights, place and place / f"{number}-{name}.blemish"
+                )
                 for name, base in enumerate(self._bases())
             ]
             # Defects are looked at by each in turn, so that no detector is for one kind alone.
