@@ -6,7 +6,7 @@ A dataset layout is one file in `datasets/`. It is a module with
 - `LEARNS_FROM: str`, where in a category's folder the good pictures to learn from lie, for example
   "train/good"; empty when that is not a matter of folders;
 - optionally `APART: bool`, True where no model may learn two categories, because what is good in one
-  is defective in another;
+  is defective, or tested, in another;
 - optionally `SPLITS_GOOD: bool`, True where folders don't say which good pictures are to be tested on:
   a share of them, whole parts, goes there after reading;
 - `categories(root: Path) -> list[str]`, the categories found in `root`, sorted; empty when `root`
@@ -50,6 +50,9 @@ BAD_WORDS = frozenset({
 
 MASK_FOLDERS = frozenset({"mask", "masks", "ground_truth", "gt"})
 """Names of folders that hold masks and never pictures, in lower case."""
+
+LOW_SHOT = "low_shot_train.json"
+"""What tells VAD from the MVTec layout, which it has otherwise."""
 
 _MASK_ENDING = re.compile("_(mask|gt|label)$", re.IGNORECASE)
 
@@ -128,8 +131,8 @@ class Dataset:
             raise DatasetError(f"{self.root} has no pictures; expected good ones to learn from.")
         if self.apart and len(self.categories) > 1:
             raise DatasetError(
-                f"what is good in one category of {self.title} is abnormal in another, so no model may learn "
-                f"{' and '.join(self.categories)} together; choose one with --category."
+                f"what is good in one category of {self.title} may be abnormal or tested in another, so no model may "
+                f"learn {' and '.join(self.categories)} together; choose one with --category."
             )
         for category in self.categories:
             if not self.of(category).train:
@@ -396,6 +399,8 @@ def _sentence(data: Dataset, category: str) -> str:
     learn = f"{_count(len(data.train) + len(data.validation), 'good picture')} to learn from"
     if data.validation:
         learn += f" ({len(data.validation)} of them held out to calibrate)"
+    if data.train_defects:
+        learn += f" and {_count(len(data.train_defects), 'labelled defect')}"
     labels = Counter(sample.is_anomalous for sample in data.test)
     places = {sample.path.parent for sample in data.test if sample.is_anomalous is False}
     split_here = any(sample.path.parent in places for sample in data.train)
@@ -412,7 +417,14 @@ def _sentence(data: Dataset, category: str) -> str:
         if number or (is_labelled and kind != "unlabelled")
     ]
     tested = " and ".join(filter(None, (", ".join(test[:-1]), test[-1]))) if test else "none"
-    return f"{data.title}, category {category}: {learn}, {tested} to test{_masks(data.test)}."
+    return f"{data.title}, category {category}: {learn}, {tested} to test{_masks(data.test)}{_unseen(data)}."
+
+
+def _unseen(data: Dataset) -> str:
+    """How many of the defective test pictures are of kinds that no labelled defect is of."""
+    known = {sample.defect for sample in data.train_defects}
+    unseen = sum(bool(sample.is_anomalous) and sample.defect not in known for sample in data.test)
+    return f"; {unseen} of the defective ones are of kinds that are not among the labelled" if known and unseen else ""
 
 
 def _masks(test: Iterable[Sample]) -> str:

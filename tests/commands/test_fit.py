@@ -74,6 +74,16 @@ def test_labels_are_used_if_asked_for(data, defects, tmp_path, capsys):
     header = read_header(file)
     assert (header.model, header.config["base"]) == ("segad", ["patchcore.blemish"])
     assert header.fitted.gain.good == 16
+    page = tmp_path / "report.html"
+    assert call("score", file, data, "--html", page) == 0
+    shown = page.read_text()
+    assert "What decides" in shown
+    assert "decided by: " in shown
+    assert "patchcore.blemish alone: AUROC 1.0000" in shown
+    capsys.readouterr()
+    assert call("inspect", file) == 0
+    assert "What decides: " in (said := capsys.readouterr().out)
+    assert "of patchcore.blemish" in said
     assert len(header.fitted.calibrations["cloth"].image_scores) == 4
 
 

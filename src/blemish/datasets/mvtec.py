@@ -13,7 +13,7 @@ The relatives differ by words, which the tables below hold:
     MVTec 3D-AD              pictures in <split>/<defect>/rgb, masks in <split>/<defect>/gt; validation
     MVTec LOCO, AutoVI       a folder of masks for each picture, ground_truth/<defect>/<stem>/*.png
     MVTec AD 2               validation/good, test_public with its own ground_truth, test_private unlabelled
-    VAD                      train/bad, which is kept and labelled; test/bad_unseen_defects; no masks
+    VAD, repacked            without its list of labelled defects; train/bad is kept and labelled
     VisA prepared, 2cls      masks in ground_truth/train/bad and ground_truth/test/bad
     BMAD                     valid; pictures in <split>/<defect>/img, masks in <split>/<defect>/label
 """
@@ -21,7 +21,7 @@ The relatives differ by words, which the tables below hold:
 from pathlib import Path
 
 from blemish import images
-from blemish.dataset import GOOD_WORDS, MASK_FOLDERS, category_folder, category_names, masks_in, subfolders
+from blemish.dataset import GOOD_WORDS, LOW_SHOT, MASK_FOLDERS, category_folder, category_names, masks_in, subfolders
 from blemish.rows import word
 from blemish.types import Sample, Split
 
@@ -68,6 +68,8 @@ def read(root: Path, category: str) -> list[Sample]:
 
 
 def _is_category(folder: Path) -> bool:
+    if (folder / LOW_SHOT).is_file():
+        return False
     places = [place for place in subfolders(folder) if word(place.name) in _FOLDERS]
     return any(subfolders(place) and not images.has_pictures(place) for place in places)
 

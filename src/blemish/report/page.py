@@ -19,6 +19,7 @@ from blemish.artifact import Predictor
 from blemish.errors import ImageError
 from blemish.judging import Judged, Scored, judge
 from blemish.metric import all_metrics
+from blemish.parts import part_of
 from blemish.reading import read_mask
 from blemish.report.plots import Plot, plots
 from blemish.report.summary import (
@@ -51,7 +52,8 @@ GALLERY = 8
 
 _GALLERY_PICTURES = 64  # in all galleries of one kind
 _BYTES, _ALL_BYTES = 2_200_000, 14_000_000  # of pictures: for one category, for all
-_DEFECT_COLUMNS = ("image_auroc", "pixel_auroc", "aupro")
+_DEFECT_COLUMNS = ("image_auroc", "fpr_at_95_tpr", "pixel_auroc", "aupro")
+_DECIDING = 12  # things that decide, which the page names
 _MASK, _PREDICTED = (255, 255, 255), (255, 0, 220)
 
 
@@ -67,6 +69,8 @@ class Shot:
     """The same with heatmap, mask and predicted region."""
     aspect: str = "1 / 1"
     """Width / height of the picture's file."""
+    reason: str = ""
+    """What decided, where the model can say."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +132,7 @@ def to_html(report: Report, predictor: Predictor) -> str:
             unread=unread,
             unmasked=unmasked,
             root=_root(report.scored),
+            importance=dict(list(report.header.fitted.importance.items())[:_DECIDING]),
         )
     )
     return printable(page)
@@ -226,7 +231,9 @@ def _shots(report: Report, predictor: Predictor, rows: Sequence[Scored], categor
         path = judged.scored.path
         picture, overlay = (_uri(drawn, limit) for drawn in _drawn(judged))
         height, width = images.read_size(judged.sample.path)
-        shots[path] = replace(shots[path], picture=picture, overlay=overlay, aspect=f"{width} / {height}")
+        (reason,) = predictor.explain(judged.image[None], [part_of(judged.sample)])
+        shown = replace(shots[path], picture=picture, overlay=overlay, aspect=f"{width} / {height}", reason=reason)
+        shots[path] = shown
     return shots
 
 
