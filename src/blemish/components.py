@@ -1,6 +1,7 @@
 """Components: where on a picture each piece of the part lies."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -10,16 +11,21 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from blemish import images
+from blemish.dataset import Dataset
 from blemish.errors import ConfigError, DatasetError, ImageError, ShapeError
+from blemish.files import check_writable, write_bytes
 from blemish.images import Floats, Picture
 from blemish.nn.clusters import Clusters
 from blemish.nn.map_features import Labels
 from blemish.reading import read_batches
 from blemish.synthesis.foreground import foreground
+from blemish.training import generator
 from blemish.types import Failure, Preprocessing, Sample
 
 MOST = 64
 """Components that a picture may have."""
+BATCH = 8
+"""Pictures of a sheet that are read at a time."""
 SUFFIXES = (".png", ".npy", ".bmp", ".tif", ".tiff")
 """Endings of label maps: what is kept as it is."""
 
@@ -156,6 +162,58 @@ class Components(nn.Module):
         raise ImageError(
             f"{path} has no label map in {self.rest}; expected {path.stem}.png there, or in folders like the picture's."
         )
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a sheet of components shows."""
+
+    shares: list[float]
+    """Share of the pixels that each component has, in the pictures shown."""
+    failures: list[Failure]
+    """Pictures that could not be used."""
+
+
+def write_sheet(
+    path: Path, data: Dataset, components: Components, image_size: tuple[int, int], seed: int, count: int
+) -> Seen:
+    """Writes a sheet of good pictures, each above its components in colours.
+
+    Args:
+        path: A PNG file.
+        data: Its good training pictures are shown, evenly chosen.
+        components: A new one.
+        image_size: Height and width that pictures are brought to.
+        seed: Of what is drawn, as of a detector's config.
+        count: How many pictures, at most.
+
+    Raises:
+        ConfigError: fewer than one.
+        DatasetError: there are no good pictures, or no label maps that fit.
+        OutputError: the file can't be written.
+    """
+    if count < 1:
+        raise ConfigError(f"--count is {count}; expected 1 or more.")
+    check_writable(path)
+    data.require_train()
+    failures: list[Failure] = []
+    good = components.usable(data.train, failures)
+    rule, _ = images.measure_intensity(sample.path for sample in good if images.is_deep(sample.path))
+    preprocessing = Preprocessing(image_size, rule)
+    components.eval().learn(good, preprocessing, BATCH, generator(seed, 0))
+    shown = [good[len(good) * number // count] for number in range(count)] if count < len(good) else good
+    drawn, sizes = [], np.zeros(components.count)
+    for batch in read_batches(shown, preprocessing, BATCH, failures):
+        for sample, image in zip(batch.samples, batch.images, strict=True):
+            labels = components.labels(image, sample.path)
+            sizes += np.bincount(labels.ravel(), minlength=components.count) / labels.size
+            hues = (labels / max(1, components.count - 1)).astype(np.float32)
+            coloured = cv2.addWeighted(images.heatmap(hues, -0.1, 1.1), 0.7, images.to_picture(image), 0.3, 0)
+            drawn.append(images.pair(images.to_picture(image), np.asarray(coloured, np.uint8)))
+    if not drawn:
+        raise DatasetError(f"{data.root}: none of the good pictures can be shown; {failures[0].reason}")
+    write_bytes(path, images.encode(images.contact_sheet(drawn)))
+    return Seen((sizes / len(drawn)).tolist(), failures)
 
 
 def parse(components: str) -> tuple[str, str]:

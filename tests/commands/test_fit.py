@@ -1,3 +1,6 @@
+import hashlib
+from datetime import UTC, datetime
+
 import pytest
 from PIL import Image
 
@@ -5,7 +8,17 @@ import textures
 from blemish import command
 from blemish.artifact import read_header
 from blemish.models.patchcore import PatchCore
+from blemish.server.record import Inspection, Record
 from shell import TINY, call
+
+
+def row(**changes) -> Inspection:
+    values = {
+        "time": datetime.now(UTC), "model": "m", "model_hash": "h", "category": "", "part": "", "file": "",
+        "picture_hash": "p", "threshold": 0.5, "image_score": 0.4, "calibrated_score": 0.3, "map_maximum": 0.9,
+        "appearance": {"brightness": 0.5}, "decision": "good", "regions": [],
+    }  # fmt: skip
+    return Inspection(**values | changes)
 
 
 def test_fit_says_what_it_found_promises_and_wrote(data, tmp_path, capsys):
@@ -108,3 +121,29 @@ def test_a_killed_fit_with_labels_takes_up_what_it_had_fitted(data, defects, tmp
 def test_labels_and_exports_do_not_go_together(data, defects, tmp_path, capsys):
     assert call("fit", "patchcore", data, "--defects", defects, "--out", tmp_path / "a.onnx", *TINY) == 2
     assert "export it afterwards" in capsys.readouterr().err
+
+
+def test_verdicts_of_people_are_labels(data, defects, tmp_path, capsys):
+    folder = tmp_path / "kept"
+    folder.mkdir()
+    record = Record(str(tmp_path / "r.sqlite"))
+    for number, path in enumerate([*sorted(defects.iterdir()), *sorted((data / "cloth/test/good").iterdir())]):
+        content = path.read_bytes()
+        (folder / f"{number}").write_bytes(content)  # the server keeps pictures without a suffix
+        (place,) = record.add([row(picture_hash=hashlib.sha256(content).hexdigest())])
+        if number < 7:
+            record.judge(place, "good" if number in (0, 6) else "defective")
+    record.close()
+    file, options = tmp_path / "a.blemish", ("--out-of-fold", 2, "--keep", "with")
+    words = ["fit", "patchcore", data, "--defects", folder, "--out", file, *TINY, *options]
+    assert call(*words, "--verdicts", tmp_path / "r.sqlite") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Labelled by people: 5 more defective pictures." in said
+    assert "Judged by cross-validation on 18 good and 5 defective pictures" in said
+    assert call(*words, "--verdicts", tmp_path / "nothing.sqlite") == 2
+    assert "no such file" in capsys.readouterr().err
+    assert call("fit", "patchcore", data, "--out", file, *TINY, "--verdicts", tmp_path / "r.sqlite") == 2
+    assert "give both" in capsys.readouterr().err
+    Record(str(tmp_path / "empty.sqlite")).close()
+    assert call(*words, "--verdicts", tmp_path / "empty.sqlite") == 2
+    assert "none of the 12 files" in capsys.readouterr().err

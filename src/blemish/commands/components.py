@@ -30,11 +30,15 @@ class ComponentsSheet:
     def __call__(self) -> int:
         """Makes the sheet."""
         from blemish import components
+        from blemish.nn.backbone import DEFAULT
 
         found = components.write_sheet(
             self.out,
             self.data.open(seed=self.seed),
-            components.Sheet(self.components, self.image_size, self.seed, self.count, self.backbone_weights),
+            components.Components(self.components, DEFAULT, self.backbone_weights),
+            self.image_size,
+            self.seed,
+            self.count,
         )
         for number, share in enumerate(found.shares):
             say(f"component {number}: {100 * share:.1f} % of the pixels")

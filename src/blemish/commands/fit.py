@@ -29,6 +29,9 @@ class FitOptions:
     defects: Path | None = None
     """Folder of defective pictures. Models other than segad get a SegAD on top that learns from them; what is better
     is written."""
+    verdicts: str = ""
+    """Record of blemish serve (file or URL): of the pictures in the folder --defects, those called defective in it are
+    learned from as such, and those called good as further good ones."""
     max_false_reject: float = 0.01
     """Share of good parts that may be called defective, at most: 0.005 is 5 in 1000."""
     max_review: float | None = None
@@ -63,7 +66,6 @@ class Fit:
     def __call__(self) -> int:
         """Learns, calibrates, saves, and says what comes next."""
         from blemish import artifact, detector
-        from blemish.dataset import with_defects
         from blemish.files import check_writable
 
         config, out = getattr(self, "config", None), self.fit.out
@@ -73,8 +75,7 @@ class Fit:
         artifact.format_of(out)
         check_writable(out)
         data = self.data.open(seed=config.seed)
-        if self.fit.defects is not None:
-            data = with_defects(data, self.fit.defects)
+        data = self._with_labels(data)
         data.require_train()
         learner = detector.create(
             self.model, config=config, backbone_weights=self.fit.backbone_weights, device=self.fit.device
@@ -99,6 +100,29 @@ class Fit:
     @property
     def _policy(self) -> Policy:
         return Policy(self.fit.max_false_reject, self.fit.max_review)
+
+    def _with_labels(self, data: "Dataset") -> "Dataset":
+        """The data with labelled pictures to learn from, if there are any."""
+        from blemish.dataset import with_defects, with_verdicts
+
+        folder, record = self.fit.defects, self.fit.verdicts
+        if record and folder is None:
+            raise ConfigError("--verdicts says what pictures show, and --defects DIR where they are: give both.")
+        if folder is None:
+            return data
+        if not record:
+            return with_defects(data, folder)
+        from blemish.server.record import Record
+
+        if "://" not in record and not Path(record).is_file():
+            raise ConfigError(f"--verdicts {record}: no such file; expected the record of blemish serve.")
+        opened = Record(record)
+        try:
+            found = with_verdicts(data, folder, opened.verdicts())
+        finally:
+            opened.close()
+        say(f"Labelled by people: {len(found.train_defects) - len(data.train_defects)} more defective pictures.")
+        return found
 
     def _fit_with_labels(self, learner: "Detector", data: "Dataset", labels: LabelOptions) -> "list[Failure]":
         """Fits the model and SegAD, writes what is better, and says why; gives pictures that could not be used."""
