@@ -14,7 +14,7 @@ GOOD = RANDOM.normal(1, 0.1, 200)
 CALIBRATION = Calibration(
     tuple(sorted(GOOD)),
     tuple(sorted(2 * GOOD)),
-    {name: tuple(sorted(0.5 * GOOD)) for name in ("brightness", "contrast", "sharpness", "warmth")},
+    appearance={name: tuple(sorted(0.5 * GOOD)) for name in ("brightness", "contrast", "sharpness", "warmth")},
 )
 
 

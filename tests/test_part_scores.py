@@ -1,19 +1,23 @@
 """Parts seen in several views, from fitting to one decision for each."""
 
 import json
+import math
 from dataclasses import replace
+from statistics import fmean
 
 import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
 
 import blemish
 import textures
 from blemish import scoring
 from blemish.detector import infer
+from blemish.errors import ConfigError
 from blemish.judging import decide_parts, judge
 from blemish.parts import Views
 from blemish.predictions import find_pictures, part_table, predict, summary, write_parts
-from blemish.types import Calibration, Decider, Policy, pool
+from blemish.types import Calibration, Decider, Policy, part_score, pool
 
 
 def joined(data):
@@ -47,12 +51,14 @@ def test_parts_are_calibrated_by_their_highest_view(fitted):
     calibration = predictor.header.fitted.calibrations["cloth"]
     assert calibration == detector.fitted.calibrations["cloth"]
     judged = list(judge(predictor, data.validation, []))
-    highest = {}
+    views = {}
     for each in judged:
-        highest[each.sample.part] = max(each.scored.image_score, highest.get(each.sample.part, 0.0))
-    assert calibration.part_scores == pytest.approx(sorted(highest.values()), rel=1e-4)
+        views.setdefault(each.sample.part, []).append(each.scored.image_score)
+    for top, score in ((1, max), (2, fmean)):
+        expected = sorted(map(score, views.values()))
+        assert calibration.of_parts(top).image_scores == pytest.approx(expected, rel=1e-4)
     assert calibration.image_scores == pytest.approx(sorted(each.scored.image_score for each in judged), rel=1e-4)
-    assert len(calibration.part_scores) < len(calibration.image_scores) <= 2 * len(calibration.part_scores)
+    assert len(calibration.parts) < len(calibration.image_scores) <= 2 * len(calibration.parts)
 
 
 def test_one_defective_view_makes_a_part_defective(fitted):
@@ -140,16 +146,58 @@ def test_views_that_look_at_one_another_are_predicted_together(fitted):
 
 
 def test_the_promise_is_for_parts():
-    calibration = Calibration(tuple(map(float, range(198))), (0.0,), tuple(map(float, range(100, 199))))
+    parts = tuple((float(score), 0.0) for score in range(100, 199))
+    calibration = Calibration(tuple(map(float, range(198))), (0.0,), parts)
     decider = Decider(calibration, Policy(0.01))
     assert decider.reject.value == 197
     assert decider.of_parts().reject.value == 198
     assert decider.of_parts().sentences() == [
         "threshold 198: at most 1 in 100 good parts is expected above it (99 good parts held out of training)."
     ]
+    half = replace(decider, policy=Policy(0.01, top_views=2)).of_parts()
+    assert half.reject.value == 99
+    assert half.reject.unit == "parts"
     plain = Calibration((1.0, 2.0), (0.0,))
     assert plain.of_parts() == plain
     both = pool([calibration, plain])
     assert len(both.image_scores) == 200
-    assert both.part_scores[:2] == (1.0, 2.0)
-    assert pool([plain, plain]).part_scores == ()
+    assert both.of_parts().image_scores[:2] == (1.0, 2.0)
+    assert pool([plain, plain]).parts == ()
+
+
+def test_top_views_keep_the_promise_for_parts_whatever_their_number():
+    random = np.random.default_rng(0)
+    level = random.normal(size=(4000, 1))  # views of a part are alike
+    scores = level + random.normal(size=(4000, 5))
+    held_out, fresh = scores[:399], scores[399:]
+    calibration = Calibration(tuple(sorted(held_out.ravel())), (0.0,), tuple(map(tuple, held_out)))
+    for top in range(1, 6):
+        decider = Decider(calibration, Policy(0.05, top_views=top)).of_parts()
+        stopped = np.mean([decider.decide(part_score(views, top)) == "defective" for views in fresh])
+        assert 0.02 < stopped < 0.07
+    of_pictures = Decider(calibration, Policy(0.05)).decide
+    assert np.mean([of_pictures(views.max()) == "defective" for views in fresh]) > 0.1
+
+
+def test_the_mean_of_several_views_decides_and_is_measured(fitted):
+    _, predictor, data = fitted
+    policy = Policy(0.2, top_views=2)
+    report = blemish.score(predictor, data, policy=policy)
+    scores, labels = [], []
+    for part in report.parts:
+        views = [row.image_score for row in report.scored if row.part == part.part]
+        assert part.part_score == pytest.approx(fmean(views))
+        scores.append(part.part_score)
+        labels.append(part.is_anomalous)
+    assert report.results.metrics["cloth"]["part_auroc"] == roc_auc_score(labels, scores)
+    decider = predictor.decider("cloth", policy).of_parts()
+    limit, highest = decider.reject.value, predictor.decider("cloth", Policy(0.2)).of_parts().calibration.image_scores
+    assert sum(decider.calibration.image_scores) < sum(highest)
+    assert report.plain()["thresholds"]["cloth"]["part_reject"]["value"] == limit
+
+
+def test_a_view_whose_score_is_no_number_makes_its_part_no_good():
+    assert math.isnan(part_score([0.1, math.nan, 0.2], 2))
+    assert Decider(Calibration((1.0,), (0.0,), ((1.0, 0.0),)), Policy()).of_parts().decide(math.nan) == "defective"
+    with pytest.raises(ConfigError, match="--top-views is 0; expected 1"):
+        Policy(top_views=0)

@@ -8,6 +8,7 @@ from PIL import Image
 from blemish.dataset import open_dataset
 from blemish.errors import ConfigError, DatasetError
 from blemish.parts import Views, check_views, places_of_parts, whole_parts, with_views
+from blemish.predictions import find_pictures
 from blemish.reading import read_parts
 from blemish.types import Failure, Preprocessing, Sample
 
@@ -115,3 +116,30 @@ def test_where_pictures_are_parts_batches_are_as_before(folder):
     batches = list(read_parts(samples, Preprocessing((32, 32)), 7, []))
     assert [len(batch.samples) for batch in batches] == [7] * 5 + [1]
     assert [one.path for batch in batches for one in batch.samples] == [one.path for one in samples]
+
+
+def test_views_may_differ_in_size(folder):
+    Image.new("RGB", (70, 50)).save(folder / "good" / "good0_C2.png")
+    samples = [one for one in open_dataset("folder", folder, views=Views(PATTERN)).samples if one.part == "good0"]
+    (batch,) = read_parts(samples, Preprocessing((32, 48)), 8, [])
+    assert batch.images.shape == (3, 3, 32, 48)
+    assert list(batch.sizes) == [(40, 40), (50, 70), (40, 40)]
+
+
+def test_a_part_none_of_whose_views_can_be_read_is_named_view_by_view(folder):
+    for view in (1, 2, 3):
+        (folder / "bad" / f"bad0_C{view}.png").write_bytes(b"no picture")
+    failures: list[Failure] = []
+    samples = open_dataset("folder", folder, views=Views(PATTERN)).samples
+    seen = {one.part for batch in read_parts(samples, Preprocessing((32, 32)), 8, failures) for one in batch.samples}
+    assert "bad0" not in seen
+    assert len(seen) == 11
+    assert sorted(failure.path.name for failure in failures) == [f"bad0_C{view}.png" for view in (1, 2, 3)]
+
+
+def test_a_pattern_joins_pictures_in_folders_of_parts(tmp_path):
+    for name in ("p1/top", "p1/side", "p2/top"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (40, 40)).save(tmp_path / f"{name}.png")
+    found = with_views([sample(str(path)) for path in find_pictures([tmp_path])], r"(?P<part>[^/]+)/(?P<view>[^/]+)$")
+    assert [(one.part, one.view) for one in found] == [("p1", "side"), ("p1", "top"), ("p2", "top")]

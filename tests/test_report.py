@@ -337,6 +337,76 @@ def test_page_shows_the_numbers_of_the_results(mixed):
     assert report.sentences[0] in shown.text
 
 
+@pytest.fixture
+def viewed(tmp_path) -> tuple[Report, Predictor]:
+    """Parts in two views; threshold of parts 0.497, that is 126.7 of 255. Three are defective, one is missed."""
+    brightest = {"g0": (80, 90), "g1": (100, 140), "b0": (90, 250), "b1": (200, 100), "b2": (110, 90)}
+    lines = ["path,split,label,defect,part,view"]
+    for part, values in brightest.items():
+        for view, value in zip(("left", "top"), values, strict=True):
+            paint(tmp_path / f"{part}/{view}.png", value)
+            bad = part.startswith("b") and (value > 180 or part == "b2")
+            lines.append(f"{part}/{view}.png,test,{'bad,dent' if bad else 'good,'},{part},{view}")
+    (tmp_path / "manifest.csv").write_text("\n".join(lines) + "\n")
+    data = open_dataset("manifest", tmp_path)
+    chosen = predictor(
+        *data.categories, calibration=replace(SCORES, parts=tuple((s, 0.1) for s in SCORES.image_scores))
+    )
+    return score(chosen, data), chosen
+
+
+def test_views_of_a_part_are_side_by_side_with_its_decision(viewed):
+    report, chosen = viewed
+    shown = page_of(report, chosen)
+    assert shown.galleries() == {
+        "Defective, not rejected": ["b2"],
+        "Good, but stopped": ["g1"],
+        "Best finds": ["b0", "b1"],
+    }
+    figures = [text.partition("</figure>")[0] for text in shown.html.split('<figure class="card shot part">')[1:]]
+    for name, figure, decision in zip(
+        ("b2", "g1", "b0", "b1"), figures, ("passed", "rejected", "rejected", "rejected"), strict=True
+    ):
+        assert '--views: 2"' in figure
+        assert re.findall(r"<b>(\w+)</b>", figure) == ["left", "top"]
+        loads = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', figure)
+        assert len(loads) == 4, "each view and its map"
+        for view, load in zip(("left", "top"), loads[::2], strict=True):
+            seen = np.asarray(Image.open(io.BytesIO(base64.b64decode(load))), int)
+            root = Path(report.scored[0].path).parents[1]
+            assert np.abs(seen - np.asarray(Image.open(root / name / f"{view}.png"), int)).mean() < 8
+        assert f">{decision}</span>" in figure
+        (part,) = (part for part in report.parts if part.part == name)
+        assert f"part score {part.part_score:.5g}" in figure
+    assert "defect: dent" in figures[0]
+    assert "good part" in figures[1]
+
+
+def test_parts_are_counted_and_their_promise_is_said(viewed):
+    shown = page_of(*viewed)
+    assert "at most 1 in 100 good parts is expected above it (99 good parts held out of training)" in shown.text
+    assert "the part is parts passed rejected good 2 1 of 2 (50.0 %) 1 of 2 (50.0 %)" in shown.text
+    assert "defective 3 1 of 3 (33.3 %) 2 of 3 (66.7 %)" in shown.text
+    assert f"{viewed[0].results.metrics[viewed[0].parts[0].category]['part_auroc']:.4f}" in shown.text
+
+
+def test_pictures_that_are_their_own_parts_are_shown_as_before(mixed):
+    shown = page_of(*mixed)
+    assert "Parts seen in several views" not in shown.text
+    assert 'class="views"' not in shown.html
+
+
+def test_parts_of_one_name_in_two_unknown_categories_are_two(tmp_path):
+    lines = ["path,split,label,category,part,view"]
+    for category, value in (("nut", 80), ("bolt", 250)):
+        for view in ("left", "top"):
+            paint(tmp_path / category / f"{view}.png", value)
+            lines.append(f"{category}/{view}.png,test,{'bad' if value > 180 else 'good'},{category},p1,{view}")
+    (tmp_path / "manifest.csv").write_text("\n".join(lines) + "\n")
+    report = score(predictor("washer"), open_dataset("manifest", tmp_path))
+    assert sorted((len(part.views), part.is_anomalous) for part in report.parts) == [(2, False), (2, True)]
+
+
 def test_no_mistakes_show_what_came_closest(tmp_path):
     report, chosen = scored(tmp_path, mvtec("part", good=6, bad=5), calibration=Calibration((0.7,) * 99, (0.7,) * 99))
     shown = page_of(report, chosen)
@@ -484,7 +554,7 @@ def test_size_stays_below_what_mail_takes(tmp_path, monkeypatch, categories, siz
 
 @pytest.mark.parametrize("categories", [1, 8, 30, 100, 1000])
 def test_budget_of_pictures_is_never_exceeded(categories):
-    each = page._limit(categories)
+    each = page._limit(categories, page._gallery_size(categories))
     assert each * 4 / 3 * 6 * categories * page._gallery_size(categories) <= 15e6
 
 

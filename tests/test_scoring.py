@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 import blemish
-from blemish import scoring
+from blemish import judging, scoring
 from blemish.artifact import Header, Predictor
 from blemish.errors import DatasetError
 from blemish.headers import from_plain
@@ -144,7 +144,7 @@ class Killed(Exception):
 
 def test_a_killed_score_goes_on_where_it_was(tmp_path, monkeypatch):
     data = blemish.open_dataset("auto", grow(tmp_path, mvtec("cup", good=20, bad=20)))
-    monkeypatch.setattr(scoring, "BATCH", 4)
+    monkeypatch.setattr(judging, "BATCH", 4)
     monkeypatch.setattr(scoring, "SAVE_EVERY", 0.0)
     first_bad = next(sample for sample in data.test if sample.is_anomalous)
     Image.fromarray(np.zeros((5, 5), np.uint8)).save(first_bad.masks[0])

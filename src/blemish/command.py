@@ -15,7 +15,7 @@ runs, so that `--help` is quick.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
@@ -96,6 +96,8 @@ class DetectorOptions:
     """Another rate than the artifact's own."""
     max_review: float | None = None
     """Another grey zone than the artifact's own."""
+    top_views: int | None = None
+    """Another number of views, whose mean score is a part's, than the artifact's own."""
     device: str = "auto"
     """auto, cpu, cuda, ..."""
 
@@ -106,9 +108,9 @@ class DetectorOptions:
         return artifact.load(self.artifact, device=self.device)
 
     def policy(self, own: Policy) -> Policy:
-        """The artifact's own policy, with what was given in place of its rates."""
-        rate = own.max_false_reject if self.max_false_reject is None else self.max_false_reject
-        return Policy(rate, own.max_review if self.max_review is None else self.max_review)
+        """The artifact's own policy, with what was given in its place."""
+        names = ("max_false_reject", "max_review", "top_views")
+        return replace(own, **{name: given for name in names if (given := getattr(self, name)) is not None})
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -31,7 +31,6 @@ from typing import Protocol, cast
 from blemish import images, registry
 from blemish.errors import ConfigError, DatasetError, not_among
 from blemish.parts import Views
-from blemish.reading import digest, short
 from blemish.types import Sample, Split
 
 # fmt: off
@@ -191,65 +190,6 @@ def open_dataset(  # noqa: PLR0913 - each is an option of its own
     return Dataset(module.TITLE, root, tuple(held_out), tuple(wanted), module.LEARNS_FROM, apart)
 
 
-def with_defects(data: Dataset, folder: Path) -> Dataset:
-    """The dataset with the pictures of a folder as defects to learn from; copies of them leave the test.
-
-    Raises:
-        DatasetError: no such folder, no pictures in it, or several categories.
-    """
-    category = _one_category(data, folder)
-    found = images.list_pictures(folder)
-    if not found:
-        raise DatasetError(f"--defects {folder} has no pictures (found: {_inside(folder)}); expected defective ones.")
-    known = {digest(path) for path in found}
-    learn = [
-        Sample(path=path, category=category, split="train", is_anomalous=True, defect=folder.name) for path in found
-    ]
-    kept = [sample for sample in data.samples if not sample.is_anomalous or digest(sample.path) not in known]
-    return replace(data, samples=(*kept, *learn))
-
-
-def with_verdicts(data: Dataset, folder: Path, verdicts: Mapping[str, bool]) -> Dataset:
-    """The dataset with what people said of the pictures in a folder, as labels to learn from.
-
-    Copies of them leave the dataset, whatever it said of them.
-
-    Args:
-        data: Of one category.
-        folder: Looked through with all its folders, whatever its files are called.
-        verdicts: {SHA-256 of a picture's file: whether its part is defective}.
-
-    Raises:
-        DatasetError: no such folder, no picture with a verdict in it, or several categories.
-    """
-    category = _one_category(data, folder)
-    said = {short(sha256): is_defective for sha256, is_defective in verdicts.items()}
-    found = {digest(path): path for path in sorted(folder.rglob("*"), reverse=True) if path.is_file()}
-    learn = [
-        Sample(path=path, category=category, split="train", is_anomalous=said[key], defect="verdict" * said[key])
-        for key, path in sorted(found.items(), key=lambda item: item[1])
-        if key in said
-    ]
-    if not learn:
-        raise DatasetError(
-            f"none of the {len(found)} files in --defects {folder} is a picture of the {len(said)} that the record has "
-            "a verdict on; name the folder that the server keeps pictures in, or that they were sent from."
-        )
-    kept = [sample for sample in data.samples if digest(sample.path) not in said.keys() & found.keys()]
-    return replace(data, samples=(*kept, *learn))
-
-
-def _one_category(data: Dataset, folder: Path) -> str:
-    """The category of the defects in a folder, if there can be no doubt."""
-    if not folder.is_dir():
-        raise DatasetError(f"--defects {folder} is not a folder; expected one of defective pictures.")
-    if len(data.categories) != 1:
-        raise DatasetError(
-            f"--defects holds one category, but there are {len(data.categories)}: choose one with --category."
-        )
-    return data.categories[0]
-
-
 def subfolders(folder: Path) -> list[Path]:
     """The folders directly in `folder`, sorted by name, without hidden ones; none if it is not a folder."""
     try:
@@ -270,6 +210,23 @@ def category_names(root: Path, is_category: Callable[[Path], bool]) -> list[str]
 def category_folder(root: Path, category: str, is_category: Callable[[Path], bool]) -> Path:
     """The folder of one of `category_names`, found without looking at the others."""
     return root if is_category(root) else root / category
+
+
+def part_folders(folder: Path) -> list[Path]:
+    """Where the pictures of one kind lie: the folder itself or, where it has none, those in it, each of them a part.
+
+    Raises:
+        DatasetError: one of several parts has no pictures.
+    """
+    inside = [] if images.has_pictures(folder) else subfolders(folder)
+    full = [place for place in inside if images.has_pictures(place)]
+    for place in inside:
+        if full and place not in full:
+            raise DatasetError(
+                f"{place} has no pictures, and the folders beside it are parts seen in several; expected the views "
+                "of a part. Put them there, or remove the folder."
+            )
+    return full or [folder]
 
 
 def masks_in(*folders: Path) -> dict[str, tuple[Path, ...]]:
@@ -339,7 +296,7 @@ def _recognise(layout: str, root: Path) -> tuple[Layout, list[str]]:
             f"{root} does not have {expected}; expected a folder of pictures, or a manifest ending in .csv or .jsonl."
         )
     raise DatasetError(
-        f"{root} does not have {expected} (found: {_inside(root)}). Put good pictures into train/good, "
+        f"{root} does not have {expected} (found: {contents(root)}). Put good pictures into train/good, "
         "or see docs/data.md for the layouts and manifests that are understood."
     )
 
@@ -364,7 +321,7 @@ def _with_train_dir(samples: list[Sample], folder: Path, categories: list[str]) 
         for path in images.list_pictures(folder)
     ]
     if not learn:
-        raise DatasetError(f"--train-dir {folder} has no pictures (found: {_inside(folder)}); expected good ones.")
+        raise DatasetError(f"--train-dir {folder} has no pictures (found: {contents(folder)}); expected good ones.")
     places = {place for place in {sample.path.parent for sample in samples} if place.resolve() == folder.resolve()}
     return learn + [sample for sample in samples if sample.split != "train" and sample.path.parent not in places]
 
@@ -406,7 +363,7 @@ def _hash(seed: str, text: str) -> bytes:
     return hashlib.sha256(f"{seed}/{text}".encode("utf-8", "surrogateescape")).digest()
 
 
-def _inside(folder: Path) -> str:
+def contents(folder: Path) -> str:
     """What is in a folder, in words, for messages."""
     names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") or "nothing"
@@ -421,9 +378,9 @@ def _nothing_to_learn(root: Path, category: str, place: str) -> str:
     folder = root / category if (root / category).is_dir() else root
     good = folder / place
     lack = (
-        f"no pictures in {place} (found: {_inside(good)})"
+        f"no pictures in {place} (found: {contents(good)})"
         if good.is_dir()
-        else f"no {place} folder (found: {_inside(folder)})"
+        else f"no {place} folder (found: {contents(folder)})"
     )
     return (
         f"{category} has {lack}. Blemish learns from good pictures there: "

@@ -8,7 +8,6 @@ holding out and calibrating) happens here, once.
 import hashlib
 import itertools
 import json
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -211,14 +210,14 @@ class Detector(nn.Module, ABC):
         held_out = [sample for sample in data.validation if sample.category == category]
         scores: list[float] = []
         maxima: list[float] = []
-        parts: dict[Hashable, float] = {}
+        parts: dict[Hashable, list[float]] = {}
         looks: list[dict[str, float]] = []
         with bar(f"Calibrate {category}", len(held_out)) as drawn:
             for batch in read_parts(held_out, preprocessing, self.config.batch_size, self.failures):
                 prediction = infer(self, batch.images, [part_of(sample) for sample in batch.samples])
                 scores += prediction.image_score.tolist()
                 for sample, score in zip(batch.samples, prediction.image_score.tolist(), strict=True):
-                    parts[part_of(sample)] = max(score, parts.get(part_of(sample), -math.inf))
+                    parts.setdefault(part_of(sample), []).append(score)
                 maxima += prediction.anomaly_map.max(axis=(1, 2)).tolist()
                 looks += [appearance(image) for image in batch.images]
                 drawn.advance(len(batch.samples))
@@ -230,7 +229,7 @@ class Detector(nn.Module, ABC):
         return Calibration(
             image_scores=tuple(sorted(scores)),
             map_maxima=tuple(sorted(maxima)),
-            part_scores=tuple(sorted(parts.values())) if len(parts) < len(scores) else (),
+            parts=tuple(map(tuple, parts.values())) if len(parts) < len(scores) else (),
             appearance={name: tuple(sorted(one[name] for one in looks)) for name in NAMES},
         )
 

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from blemish.errors import ImageError
 from blemish.images import Floats
 from blemish.parts import part_of
 from blemish.reading import read_parts
-from blemish.types import Batch, Decider, Decision, Failure, Policy, Prediction, Sample
+from blemish.types import Batch, Decider, Decision, Failure, Policy, Prediction, Sample, part_score
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +65,12 @@ class ScoredPart:
 
     part: str
     part_score: float
-    """The highest image score of its views."""
+    """The mean of the highest image scores of its views, as many as the policy says; one is the maximum."""
     calibrated_score: float
     """The same between 0 and 1, with 0.5 at the threshold for parts."""
     decision: Decision
     worst_view: str
-    """The view, or where views have no names the picture, with that score."""
+    """The view, or where views have no names the picture, with the highest image score."""
     views: dict[str, float]
     """{path: image score}."""
     category: str = ""
@@ -167,7 +167,12 @@ def judge_one(
     return Judged(sample, scored, image, anomaly_map, decider)
 
 
-def decide_parts(predictor: Predictor, scored: Sequence[Scored], policy: Policy | None = None) -> list[ScoredPart]:
+def decide_parts(
+    predictor: Predictor,
+    scored: Sequence[Scored],
+    policy: Policy | None = None,
+    categories: Mapping[str, str] | None = None,
+) -> list[ScoredPart]:
     """What the predictor says of each part, in order of their first views.
 
     A picture that belongs to no part is one, named by its path; where all are such, there are no parts.
@@ -175,25 +180,30 @@ def decide_parts(predictor: Predictor, scored: Sequence[Scored], policy: Policy 
     Args:
         predictor: What judged the pictures.
         scored: All views.
-        policy: Another false-reject rate than the artifact's own.
+        policy: Another one than the artifact's own.
+        categories: {path: category}, where the artifact was not calibrated for them: parts of two may
+            have one name.
     """
     if not any(row.part for row in scored):
         return []
     views: dict[tuple[str, str], list[Scored]] = {}
     for row in scored:
-        views.setdefault((row.category, row.part or row.path), []).append(row)
+        category = (categories or {}).get(row.path, row.category)
+        views.setdefault((category, row.part or row.path), []).append(row)
     found = []
-    for (category, part), own in views.items():
+    for (_, part), own in views.items():
+        category = own[0].category
         decider = predictor.decider(category, policy).of_parts()
+        score = part_score((row.image_score for row in own), decider.policy.top_views)
         # A score that is not a number is the highest of all: such a part is never good.
         worst = max(own, key=lambda row: math.inf if math.isnan(row.image_score) else row.image_score)
         known = [row.is_anomalous for row in own]
         found.append(
             ScoredPart(
                 part=part,
-                part_score=worst.image_score,
-                calibrated_score=decider.calibrated(worst.image_score),
-                decision=decider.decide(worst.image_score),
+                part_score=score,
+                calibrated_score=decider.calibrated(score),
+                decision=decider.decide(score),
                 worst_view=worst.view or worst.path,
                 views={row.path: row.image_score for row in own},
                 category=category,

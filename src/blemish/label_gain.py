@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from blemish.images import Bools, Floats
-from blemish.types import Calibration, LabelGain, Quality
+from blemish.types import Calibration, LabelGain, Quality, one_in
 
 RESAMPLES = 1000
 
@@ -68,3 +68,19 @@ def auroc(scores: Floats, is_defective: Bools) -> float:
     good, bad = np.sort(scores[~is_defective]), scores[is_defective]
     below = np.searchsorted(good, bad, "left") + np.searchsorted(good, bad, "right")
     return float(below.mean() / 2 / len(good))
+
+
+def sentences(gain: LabelGain) -> list[str]:
+    """What was seen, and what follows from it."""
+    helps = (
+        "The labels help."
+        if gain.is_recommended
+        else "The labels do not help for certain: the detector without them is recommended."
+    )
+    return [
+        f"Judged by cross-validation on {gain.good} good and {gain.defective} defective pictures, misses at the "
+        f"threshold for {one_in(gain.max_false_reject)} good parts stopped:",
+        f"{gain.base} alone: {gain.without.sentence()}.",
+        f"with the labels: {gain.supervised.sentence()}.",
+        f"{helps} They raise the AUROC in {100 * gain.better:.0f} of 100 resamples of these pictures.",
+    ]

@@ -104,7 +104,7 @@ def score(
             f"{data.root} has no labelled test pictures; expected good and defective ones, for example in "
             "test/good and test/scratch. Use blemish predict for pictures without labels."
         )
-    options = options or Options()
+    options = replace(options or Options(), top_views=(policy or predictor.policy).top_views)
     intervals = options.resamples > 0
     work = _Work(_progress_folder(predictor, samples, (policy, mode, intervals)) if resume else None, mode, intervals)
     done = work.done
@@ -134,7 +134,7 @@ def score(
         failures=work.failures,
         samples={str(sample.path): sample for sample in samples},
         learned=_learned(predictor, [sample for sample in samples if str(sample.path) in work.rows]),
-        parts=decide_parts(predictor, scored, policy),
+        parts=decide_parts(predictor, scored, policy, {str(sample.path): sample.category for sample in samples}),
         progress=work.folder,
     )
 
@@ -228,7 +228,7 @@ def _progress_folder(predictor: Predictor, samples: Sequence[Sample], options: o
 
 def _thresholds(decider: Decider) -> dict[str, Any]:
     found: dict[str, Any] = {"reject": asdict(decider.reject), "pixel": decider.pixel}
-    if decider.calibration.part_scores:
+    if decider.calibration.parts:
         found["part_reject"] = asdict(decider.of_parts().reject)
     return found if decider.review is None else found | {"review": asdict(decider.review)}
 

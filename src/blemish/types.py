@@ -113,6 +113,8 @@ class Policy:
     max_review: float | None = None
     """Share of good parts that may be stopped at all, rejected or sent to a person, at most.
     It opens a grey zone below the threshold; none when not given."""
+    top_views: int = 1
+    """A part's score is the mean of so many of its views' image scores, the highest; of all, where it has fewer."""
 
     def __post_init__(self) -> None:
         if not 0 < self.max_false_reject < 1:
@@ -124,6 +126,10 @@ class Policy:
             raise ConfigError(
                 f"--max-review is {self.max_review}; expected a share between --max-false-reject "
                 f"({self.max_false_reject}) and 1: it counts the rejected parts too."
+            )
+        if self.top_views < 1:
+            raise ConfigError(
+                f"--top-views is {self.top_views}; expected 1 (a part is as abnormal as its worst view) or more."
             )
 
 
@@ -174,19 +180,20 @@ class Calibration:
     """Image scores of the held-out good pictures, sorted ascending."""
     map_maxima: tuple[float, ...]
     """Maxima of their anomaly maps, sorted ascending."""
-    part_scores: tuple[float, ...] = ()
-    """Part scores of the held-out good parts, sorted ascending; empty where each picture is a part of its own."""
+    parts: tuple[tuple[float, ...], ...] = ()
+    """Image scores of the views of each held-out good part; empty where each picture is a part of its own."""
     unit: Unit = "pictures"
     """What `image_scores` are of."""
     appearance: dict[str, tuple[float, ...]] = field(default_factory=dict)
     """What the pictures look like, whatever the detector makes of it: {name of `blemish.appearance`: values},
     sorted ascending; empty in artifacts that are older than this."""
 
-    def of_parts(self) -> "Calibration":
-        """The same for parts: a part's score is the highest of its views', and thresholds keep their promise for it."""
-        if not self.part_scores:
+    def of_parts(self, top_views: int = 1) -> "Calibration":
+        """The same for parts with scores as `part_score` gives them; thresholds keep their promise for them."""
+        if not self.parts:
             return self
-        return replace(self, image_scores=self.part_scores, part_scores=(), unit="parts")
+        scores = sorted(part_score(views, top_views) for views in self.parts)
+        return replace(self, image_scores=tuple(scores), parts=(), unit="parts")
 
     def threshold(self, max_false_reject: float) -> Threshold:
         """The split-conformal threshold on the image score.
@@ -345,21 +352,6 @@ class LabelGain:
         """Whether labels help for certain enough: in 9 of 10 resamples, and no defect more is missed."""
         return self.better >= 0.9 and self.supervised.miss_rate <= self.without.miss_rate
 
-    def sentences(self) -> list[str]:
-        """What was seen, and what follows from it."""
-        helps = (
-            "The labels help."
-            if self.is_recommended
-            else "The labels do not help for certain: the detector without them is recommended."
-        )
-        return [
-            f"Judged by cross-validation on {self.good} good and {self.defective} defective pictures, misses at the "
-            f"threshold for {one_in(self.max_false_reject)} good parts stopped:",
-            f"{self.base} alone: {self.without.sentence()}.",
-            f"with the labels: {self.supervised.sentence()}.",
-            f"{helps} They raise the AUROC in {100 * self.better:.0f} of 100 resamples of these pictures.",
-        ]
-
 
 @dataclass(frozen=True)
 class Fitted:
@@ -387,6 +379,18 @@ class Fitted:
             raise ValueError("nothing is calibrated")
 
 
+def part_score(image_scores: Iterable[float], top_views: int = 1) -> float:
+    """How abnormal a part is: the mean of the highest scores of its views; no number if one of them is none.
+
+    >>> part_score([0.25, 1.0, 0.5]), part_score([0.25, 1.0, 0.5], 2), part_score([0.25], 2)
+    (1.0, 0.75, 0.25)
+    """
+    scores = sorted(image_scores, reverse=True)
+    if any(math.isnan(score) for score in scores):
+        return math.nan
+    return math.fsum(scores[:top_views]) / min(top_views, len(scores))
+
+
 def good_pictures_for(max_false_reject: float) -> int:
     """The least number of held-out good pictures that can promise `max_false_reject`.
 
@@ -402,8 +406,8 @@ def pool(calibrations: Iterable[Calibration]) -> Calibration:
     return Calibration(
         tuple(sorted(score for part in parts for score in part.image_scores)),
         tuple(sorted(maximum for part in parts for maximum in part.map_maxima)),
-        part_scores=tuple(sorted(score for part in parts for score in part.of_parts().image_scores))
-        if any(part.part_scores for part in parts)
+        parts=tuple(views for part in parts for views in part.parts or [(score,) for score in part.image_scores])
+        if any(part.parts for part in parts)
         else (),
         appearance={
             name: tuple(sorted(value for part in parts for value in part.appearance[name]))
@@ -436,8 +440,8 @@ class Decider:
         return self.calibration.pixel_threshold(self.policy.max_false_reject)
 
     def of_parts(self) -> "Decider":
-        """What decides on parts by their highest image score; the same where parts were not calibrated."""
-        return replace(self, calibration=self.calibration.of_parts())
+        """What decides on parts by their scores; the same where parts were not calibrated."""
+        return replace(self, calibration=self.calibration.of_parts(self.policy.top_views))
 
     def sentences(self) -> list[str]:
         """What is promised, in words: of rejecting and, where there is a grey zone, of stopping at all."""

@@ -5,30 +5,68 @@ import re
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import httpx2
 import pytest
 
+import blemish
+from blemish.files import digest
 from blemish.server import Record
 from shell import call
 
 
+@contextmanager
+def started(code: str, *words: object):
+    """The address of a server in a process of its own, and the process; the code is run before."""
+    code = f"{code}\nimport sys\nfrom blemish.cli import main\nmain(sys.argv[1:])"
+    command = [sys.executable, "-u", "-c", code, "serve", "--port", "0", "--device", "cpu", *map(str, words)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            said = ""
+            while "http://" not in said:
+                line = process.stdout.readline()
+                assert line, said
+                said += line
+            yield re.search(r"http://\S+", said)[0], process
+        finally:
+            process.kill()
+
+
 @pytest.fixture
 def served(artifact, tmp_path):
-    """The address of a server in a process of its own, and the process."""
-    words = ["serve", f"part={artifact}", "--port", "0", "--device", "cpu", "--record", tmp_path / "r.sqlite"]
-    process = subprocess.Popen(
-        [sys.executable, "-u", "-m", "blemish", *map(str, words)], stdout=subprocess.PIPE, text=True
-    )
-    said = ""
-    while "http://" not in said:
-        line = process.stdout.readline()
-        assert line, said
-        said += line
-    yield re.search(r"http://\S+", said)[0], process
-    process.kill()
-    process.wait()
-    process.stdout.close()
+    """The address of a server of an artifact, and its process."""
+    with started("", f"part={artifact}", "--record", tmp_path / "r.sqlite") as found:
+        yield found
+
+
+WITHOUT = """
+import sys
+
+class Absent:
+    def find_spec(self, name, *_):
+        if name.partition(".")[0] in ("torch", "timm", "onnx", "onnxscript"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
+"""
+
+
+def test_exports_are_served_without_torch_and_their_hash_speaks_for_the_weights(data, artifact, tmp_path):
+    files = [tmp_path / name for name in ("one.onnx", "two.xml")]
+    for file in files:
+        assert call("export", artifact, file) == 0
+    bad = min((data / "cloth/test/blob").iterdir())
+    with started(WITHOUT, *files, "--record", "none") as (address, _):
+        models = {one["name"]: one for one in httpx2.get(f"{address}/model").json()["models"]}
+        found = [post(f"{address}/predict?model={name}&file=a.png", bad.read_bytes()) for name in models]
+    expected = blemish.load(artifact).predict(bad).image_score[0]
+    assert [one["decision"] for one in found] == ["defective"] * 2
+    assert [one["image_score"] for one in found] == pytest.approx([expected] * 2, rel=1e-3)
+    assert {name: one["model_hash"] for name, one in models.items()} == {file.stem: digest(file) for file in files}
+    assert digest(tmp_path / "two.bin") in files[1].read_text()  # so the hash of the .xml covers its .bin
+    (tmp_path / "two.bin").unlink()
+    assert call("serve", files[1]) == 2
 
 
 def post(address: str, content: bytes) -> dict:

@@ -84,3 +84,25 @@ def test_flat_train_and_test_folders_are_not_taken_for_categories(tmp_path: Path
 def test_is_not_recognised(tmp_path: Path, root: str) -> None:
     grow(tmp_path, {"a.txt": "?", "empty/notes.txt": "?"})
     assert layout.categories(tmp_path / root) == []
+
+
+def test_a_part_may_have_a_folder_of_its_views(tmp_path: Path) -> None:
+    names = [f"good/p{part}/{view}.png" for part in range(10) for view in ("side", "top")]
+    names += ["dent/p0/side.png", "dent/p0/top.png", "dent/p1/top.png"]
+    root = grow(tmp_path, dict.fromkeys(names, GOOD) | dict.fromkeys(["masks/dent/p0/top.png"], MASK))
+    data = open_dataset("auto", root)
+    assert {(sample.part, sample.view) for sample in data.samples} == {
+        tuple(name[:-4].rsplit("/", 1)) for name in names
+    }
+    assert {sample.part: [mask.name for mask in sample.masks] for sample in data.test if sample.masks} == {
+        "dent/p0": ["top.png"]
+    }
+    whole = [(split, sample.part) for split in ("train", "validation", "test") for sample in getattr(data, split)]
+    assert len(set(whole)) == 12
+    assert {len([pair for pair in whole if pair == one]) for one in whole if one[1] != "dent/p1"} == {2}
+
+
+def test_a_part_without_views_is_refused(tmp_path: Path) -> None:
+    root = grow(tmp_path, {"good/p0/top.png": GOOD, "good/p1/top.png": GOOD, "good/p2/notes.txt": "text"})
+    with pytest.raises(DatasetError, match="p2 has no pictures, and the folders beside it are parts seen in several"):
+        open_dataset("folder", root)

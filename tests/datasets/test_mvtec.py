@@ -119,3 +119,20 @@ def test_other_files_and_case(tmp_path: Path) -> None:
 def test_is_not_recognised(tmp_path: Path, files: dict[str, str]) -> None:
     assert layout.categories(grow(tmp_path, files)) == []
     assert layout.categories(tmp_path / "missing") == []
+
+
+def test_a_part_may_have_a_folder_of_its_views(tmp_path: Path) -> None:
+    names = [
+        f"lid/{kind}/p{part}/{view}.png" for kind in ("train/good", "test/good") for part in (1, 2) for view in "ab"
+    ]
+    names += ["lid/test/dent/p1/a.png", "lid/test/dent/p1/b.png"]
+    files = dict.fromkeys(names, GOOD) | {"lid/ground_truth/dent/p1/b_mask.png": MASK}
+    data = open_dataset("auto", grow(tmp_path, files))
+    assert data.categories == ["lid"]
+    assert {(f"lid/{sample.part}", sample.view) for sample in data.samples} == {
+        tuple(name[:-4].rsplit("/", 1)) for name in names
+    }, "p1 is another part in each folder"
+    assert [(sample.part, sample.view, sample.masks[0].name) for sample in data.test if sample.masks] == [
+        ("test/dent/p1", "b", "b_mask.png")
+    ]
+    assert len(data.train) == len(data.validation) == 2

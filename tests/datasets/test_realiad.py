@@ -7,7 +7,7 @@ import pytest
 
 from blemish.dataset import open_dataset
 from blemish.errors import DatasetError
-from trees import TREES, grow, realiad
+from trees import GOOD, MASK, TREES, grow, realiad
 
 
 def test_views_of_a_part_are_joined_and_codes_are_apart(tmp_path: Path) -> None:
@@ -54,6 +54,37 @@ def test_a_list_or_a_size_of_pictures_is_chosen_by_its_folder(tmp_path: Path) ->
     single = open_dataset("auto", root / "realiad_jsons/realiad_jsons_sv")
     assert {sample.view for sample in single.samples} == {"C1"}
     assert len(single.samples) == 4
+
+
+@pytest.mark.parametrize("noise", ["0.0", "0.1", "0.2", "0.4"])
+def test_lists_for_noisy_training_are_opened_by_their_folder(tmp_path: Path, noise: str) -> None:
+    root = grow(tmp_path, TREES["realiad_downloaded"].files)
+    table = json.loads((root / "realiad_jsons/realiad_jsons/mint.json").read_text())
+    defective = [row for row in table["test"] if row["anomaly_class"] == "AK"]
+    if noise != "0.0":
+        table["train"] += defective
+        table["test"] = [row for row in table["test"] if row["anomaly_class"] != "AK"]
+    noisy = root / f"realiad_jsons/realiad_jsons_fuiad_{noise}"
+    noisy.mkdir()
+    (noisy / "mint.json").write_text(json.dumps(table))
+    data = open_dataset("auto", noisy)
+    taken = {sample.part for sample in (*data.train, *data.validation) if sample.part.startswith("NG/")}
+    assert taken == ({"NG/AK/S0001"} if noise != "0.0" else set())
+
+
+def test_numbers_of_parts_that_repeat_across_codes_are_other_parts(tmp_path: Path) -> None:
+    root = grow(tmp_path, TREES["realiad"].files)
+    table = json.loads((root / "mint.json").read_text())
+    for row in [row for row in table["test"] if row["anomaly_class"] == "AK"]:
+        other = {key: value and value.replace("AK", "HS") for key, value in row.items()}
+        for name in filter(None, (other["image_path"], other["mask_path"])):
+            grow(root / "mint", {name: GOOD if name == other["image_path"] else MASK})
+        table["test"].append(other)
+    (root / "mint.json").write_text(json.dumps(table))
+    data = open_dataset("realiad", root, category="mint")
+    numbered = {sample.part for sample in data.samples if sample.part.endswith("S0001")}
+    assert numbered == {"OK/S0001", "NG/AK/S0001", "NG/HS/S0001"}
+    assert all(len([one for one in data.samples if one.part == part]) == 2 for part in numbered)
 
 
 @pytest.mark.parametrize(

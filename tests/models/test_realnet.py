@@ -9,8 +9,8 @@ import textures
 from blemish import cli, detector
 from blemish.commands.synthesize_preview import Preview
 from blemish.errors import ConfigError, DatasetError
-from blemish.models.realnet import Network, RealNet, RealNetConfig
-from blemish.nn.realnet import ResidualSelection, average_precision, image_score, segmentation_loss
+from blemish.models.realnet import RealNet, RealNetConfig, _network
+from blemish.nn.realnet import Fusion, Network, ResidualSelection, average_precision, image_score, segmentation_loss
 from blemish.synthesis.perlin import Recipe
 from blemish.synthesis.sources import parse
 from waves import check, fill, wave
@@ -79,7 +79,7 @@ def small_network() -> tuple[Network, list[Tensor], list[Tensor], Tensor]:
         momentum=0.9,
         discriminator=(128, 32, 8, 4),
     )
-    network = Network(config, [64, 64]).train()
+    network = _network(config, [64, 64]).train()
     for part in network.reconstruction:
         assert count(part) == 764_352
         fill(part, 0.05)
@@ -128,7 +128,7 @@ def test_detached_residuals_leave_the_reconstruction_alone():
 def test_an_untrained_reconstruction_leaves_the_features_as_residuals():
     torch.manual_seed(0)
     config = RealNetConfig(strides=(4,), planes=(64,), blocks=(4,), maxima=64, means=0)
-    network = Network(config, [64]).eval()
+    network = _network(config, [64]).eval()
     feature = wave(1, 64, 8, 8, offset=5.0)
     seen: list[Tensor] = []
     network.selection.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0]))
@@ -321,13 +321,40 @@ def test_residuals_stand_out_in_their_own_measure():
 
 def test_residuals_count_in_the_map_beside_the_discriminators():
     plain = tiny().eval()
-    weighted = tiny(residual_weight=2.0).eval()
-    weighted.load_state_dict(plain.state_dict())
+    weighted, doubled = tiny(residual_weight=2.0).eval(), tiny(residual_weight=4.0).eval()
     picture = torch.rand(1, 3, 70, 64, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        added = weighted(picture).anomaly_map - plain(picture).anomaly_map
-        doubled = tiny(residual_weight=4.0).eval()
-        doubled.load_state_dict(plain.state_dict())
-        torch.testing.assert_close(doubled(picture).anomaly_map - plain(picture).anomaly_map, 2 * added)
+        maps = {}
+        for name, model in {"plain": plain, "weighted": weighted, "doubled": doubled}.items():
+            model.load_state_dict(plain.state_dict(), strict=False)
+            maps[name] = model(picture).anomaly_map
+    added = maps["weighted"] - maps["plain"]
+    torch.testing.assert_close(maps["doubled"] - maps["plain"], 2 * added)
     assert added.shape == (1, 70, 64)
     assert added.abs().max() > 0.1
+
+
+def test_opinions_are_measured_by_what_they_say_of_good_pictures():
+    draw = torch.Generator().manual_seed(0)
+    good = torch.rand(2, 40, 16, 16, generator=draw) * torch.tensor([1.0, 100.0])[:, None, None, None]
+    fusion = Fusion(0.5)
+    fusion.learn(good, window=4)
+    anomaly_map, score = fusion(good, window=4)
+    spread = good.flatten(1).std(1)
+    torch.testing.assert_close(anomaly_map, good[0] / spread[0] + 0.5 * good[1] / spread[1])
+    levels = [image_score(each, 4).log() for each in good]
+    expected = sum((each - each.mean()) / (each.var(correction=0) + 0.04).sqrt() for each in levels)
+    torch.testing.assert_close(score, expected)
+    alike = Fusion(0.5)
+    alike.learn(good * torch.tensor([7.0, 0.1])[:, None, None, None], window=4)  # the measure is not what counts
+    torch.testing.assert_close(alike(good * torch.tensor([7.0, 0.1])[:, None, None, None], 4)[0], anomaly_map)
+    assert fusion(torch.zeros(2, 1, 16, 16), 4)[1].isfinite().all()
+
+
+def test_good_pictures_decide_how_much_residuals_count(tmp_path):
+    data = blemish.open_dataset("auto", textures.write(tmp_path, train=12, test=1))
+    model = tiny(steps=2, residual_weight=0.3).fit(data)
+    assert (model.fusion.spread != 1).all()
+    assert (model.fusion.middle != 0).all()
+    again = tiny(steps=2, residual_weight=0.3).fit(data)
+    torch.testing.assert_close(model.fusion.middle, again.fusion.middle, rtol=0, atol=0)

@@ -15,7 +15,8 @@ import blemish
 import textures
 from blemish import artifact
 from blemish.components import numbered
-from blemish.dataset import Dataset, with_defects
+from blemish.dataset import Dataset
+from blemish.defects import with_defects
 from blemish.detector import infer
 from blemish.errors import ArtifactError, ConfigError, DatasetError, ShapeError
 from blemish.models.segad import SEEDS, draw_defects

@@ -4,17 +4,17 @@ import io
 import json
 import threading
 import time
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from PIL import Image
+from sqlalchemy import event
 
-from blemish.errors import RecordError
 from blemish.server import Limits, Record
 from blemish.server.app import PAGE
-from served import artifact, brightness, client, picture
+from blemish.types import Calibration, Prediction
+from served import SCORES, artifact, bomb, brightness, client, picture, tiff_bomb
 
 TOKEN = "open sesame"  # noqa: S105 - of a test
 
@@ -62,6 +62,69 @@ def test_a_batch_answers_for_each_and_a_bad_picture_stops_no_other(server):
     assert {row["file"] for row in server.get("/records").json()["records"]} == {"a.png", "c.png"}
 
 
+def test_a_form_that_breaks_off_is_refused_and_not_answered_in_part(server):
+    whole = server.build_request("POST", "/predict/batch", files=views(20, 230))
+    body = whole.read()
+    for end in (len(body) - 3, len(body) // 2, len(body) - 100):
+        answer = server.post(
+            "/predict/batch", content=body[:end], headers={"Content-Type": whole.headers["Content-Type"]}
+        )
+        assert (answer.status_code, "breaks off" in answer.text) == (400, True)
+    assert server.get("/records").json()["records"] == []
+
+
+def views(*values: int) -> list:
+    return [("view", (f"{at}.png", picture(value))) for at, value in enumerate(values)]
+
+
+def test_views_of_a_part_are_looked_at_together_and_decided_by_the_threshold_for_parts(tmp_path):
+    seen = []
+
+    def look(images, parts):
+        seen.append(list(parts))
+        means = images.mean(axis=(1, 2, 3))
+        own = np.array([means[np.equal(parts, part)].mean() for part in parts])
+        return Prediction(np.abs(images.mean(axis=1) - own[:, None, None]), np.abs(means - own))
+
+    calibration = Calibration(SCORES, SCORES, part_scores=tuple(np.linspace(0.3, 0.85, 49)))
+    with client(tmp_path, artifact(run=None, look=look, calibration=calibration)) as server:
+        found = server.post("/predict/batch?part=p7&heatmap=png", files=views(0, 255, 0, 0)).json()
+        assert seen == [[0, 0, 0, 0]]
+        scores = [view["image_score"] for view in found["pictures"]]
+        assert scores == pytest.approx([0.25, 0.75, 0.25, 0.25])
+        assert (found["part"], found["part_score"], found["worst_view"]) == ("p7", scores[1], "1.png")
+        assert found["threshold"] == pytest.approx(0.3 + 0.55 * 47 / 48)  # of 49 good parts, not of 99 good pictures
+        assert found["decision"] == "review"
+        assert [view["decision"] for view in found["pictures"]] == ["good", "defective", "good", "good"]
+        assert all("heatmap" in view and view["part"] == "p7" for view in found["pictures"])
+        rows = server.get("/records?part=p7&order=oldest").json()["records"]
+        assert [row["id"] for row in rows] == [view["id"] for view in found["pictures"]]
+        assert {(row["part_decision"], row["part_threshold"]) for row in rows} == {("review", found["threshold"])}
+        assert server.post("/predict", content=picture(255)).json()["image_score"] == 0  # alone: no other view
+        assert server.get("/records?limit=1").json()["records"][0]["part_decision"] is None
+
+
+def test_a_part_with_a_view_that_cannot_be_read_is_not_decided(server):
+    answer = server.post("/predict/batch?part=p7", files=[*views(20, 30), ("c", ("c.png", b"no picture"))])
+    assert (answer.status_code, "c.png: not a picture" in answer.text) == (422, True)
+    assert server.get("/records").json()["records"] == []
+
+
+def test_a_model_that_looks_at_pictures_alone_decides_on_parts_too(server):
+    alone = [server.post("/predict", content=picture(value)).json() for value in (20, 230)]
+    found = server.post("/predict/batch?part=p7", files=views(20, 230)).json()
+    assert [view["image_score"] for view in found["pictures"]] == [one["image_score"] for one in alone]
+    assert (found["decision"], found["worst_view"]) == ("defective", "1.png")
+
+
+def test_a_picture_of_no_known_category_is_decided_by_all_together(tmp_path):
+    with client(tmp_path, artifact(categories=("red", "blue"))) as server:
+        found = server.post("/predict", content=picture(20)).json()
+        assert ("category" in found, found["decision"]) == (False, "good")
+        assert found["threshold"] == pytest.approx(artifact().predictor.decider().reject.value, rel=0.02)
+        assert server.get("/records").json()["records"][0]["category"] == ""
+
+
 def test_several_artifacts_are_told_apart_by_name(tmp_path):
     other = artifact("lid", lambda images: brightness(1 - images), ("red", "blue"))
     with client(tmp_path, artifact("cup"), other) as server:
@@ -78,26 +141,6 @@ def test_several_artifacts_are_told_apart_by_name(tmp_path):
         assert [model["name"] for model in server.get("/model").json()["models"]] == ["cup", "lid"]
         categories = server.get("/model").json()["models"][1]["categories"]
         assert categories["red"]["good_scores"][0] == pytest.approx(0.1)
-
-
-def bomb(width: int, height: int) -> bytes:
-    """A small PNG file that says it is huge, with data that unpacks to nothing much."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
-
-    head = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([16, 6, 0, 0, 0])
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(bytes(9))) + chunk(b"IEND", b"")
-
-
-def tiff_bomb() -> bytes:
-    """A TIFF that Pillow does not know, of 10^10 pixels."""
-    fields = [(256, 100_000), (257, 100_000), (258, 64), (259, 1), (262, 99), (277, 1), (339, 3)]
-    rows = b"".join(
-        tag.to_bytes(2, "little") + (4).to_bytes(2, "little") + (1).to_bytes(4, "little") + value.to_bytes(4, "little")
-        for tag, value in fields
-    )
-    return b"II*\0" + (8).to_bytes(4, "little") + len(fields).to_bytes(2, "little") + rows + bytes(4)
 
 
 @pytest.mark.parametrize(
@@ -258,28 +301,38 @@ def test_a_score_that_is_no_number_is_defective_and_null(tmp_path):
         assert server.get("/records").json()["records"][0]["image_score"] is None
 
 
-def test_a_lost_record_is_named_and_loses_no_decision(tmp_path, monkeypatch):
-    record = Record(str(tmp_path / "r.sqlite"))
-    write = record.add
-    full = [True]
+def test_a_full_disk_is_named_and_loses_no_decision(tmp_path):
+    record, full = Record(str(tmp_path / "r.sqlite")), [True]
 
-    def add(rows):
-        if full:
-            raise RecordError("the record r.sqlite can't be written (database or disk is full)")
-        return write(rows)
+    # A database that may not grow fails exactly as one on a full disk does.
+    @event.listens_for(record._engine, "checkout")
+    def size(connection, *_):
+        connection.execute(f"PRAGMA max_page_count={1 if full else 1_000_000}")
 
-    monkeypatch.setattr(record, "add", add)
+    long = {"part": "x" * 300, "file": "x" * 300}
     with client(tmp_path, record=record) as server:
-        answer = server.post("/predict", content=picture(230))
-        assert answer.status_code == 503
-        assert answer.json()["decision"] == "defective"
-        assert "not recorded: the record r.sqlite can't be written" in answer.json()["error"]
+        answers = [server.post("/predict", params=long, content=picture(230)) for _ in range(30)]
+        lost = [answer for answer in answers if answer.status_code == 503]
+        assert len(lost) > 5
+        assert {answer.json()["decision"] for answer in answers} == {"defective"}
+        assert "not recorded: the record sqlite:///" in lost[-1].json()["error"]
+        assert "full" in lost[-1].json()["error"]
         assert server.get("/health").status_code == 503
-        assert server.post("/predict/batch", files=[("a", ("a.png", picture()))]).status_code == 503
+        assert server.post("/predict/batch", params={"part": "x" * 300}, files=views(40, 230)).status_code == 503
         full.clear()
         assert server.post("/predict", content=picture()).status_code == 200
         assert server.get("/health").json()["status"] == "ok"
-        assert "blemish_unrecorded_total 2.0" in server.get("/metrics").text
+        assert f"blemish_unrecorded_total {len(lost) + 2}.0" in server.get("/metrics").text
+        assert len(server.get("/records").json()["records"]) == 30 - len(lost) + 1
+
+
+def test_a_picture_that_cannot_be_kept_does_not_cost_its_row(tmp_path):
+    (tmp_path / "kept").write_text("in the way")
+    with client(tmp_path, keep=tmp_path / "kept") as server:
+        answer = server.post("/predict", content=picture(230))
+        assert (answer.status_code, answer.json()["decision"]) == (503, "defective")
+        assert "the picture was not kept: " in answer.json()["error"]
+        assert [row["id"] for row in server.get("/records").json()["records"]] == [answer.json()["id"]]
 
 
 def test_records_are_filtered_judged_and_exported(server):

@@ -3,17 +3,14 @@
 import base64
 import os
 import shutil
-import threading
-import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pytest
-import uvicorn
 
-from blemish.server import Options, Record, create_app
 from blemish.types import Prediction
-from served import artifact, picture
+from served import artifact, listening, picture
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -39,24 +36,10 @@ def browser():
 @pytest.fixture
 def serve(tmp_path):
     """Starts servers; each call gives the address of one."""
-    running = []
-
-    def start(**options) -> str:
-        served = artifact(run=brightest)
-        app = create_app([served], Record(str(tmp_path / "r.sqlite")), Options(keep=tmp_path / "kept", **options))
-        server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=1))
-        thread = threading.Thread(target=server.run)
-        thread.start()
-        running.append((server, thread))
-        deadline = time.monotonic() + 20
-        while not server.started and time.monotonic() < deadline:
-            time.sleep(0.02)
-        return f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-
-    yield start
-    for server, thread in running:
-        server.should_exit = True
-        thread.join(20)
+    with ExitStack() as running:
+        yield lambda **options: running.enter_context(
+            listening(tmp_path, artifact(run=brightest), keep=tmp_path / "kept", **options)
+        )
 
 
 @pytest.fixture

@@ -8,9 +8,11 @@ import sys
 import tempfile
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+import served
 from blemish.errors import ConfigError, RecordError
 from blemish.server.record import Base, Inspection, Query, Record
 
@@ -26,7 +28,7 @@ def row(**changes) -> Inspection:
 
 @pytest.fixture(scope="session")
 def postgresql(tmp_path_factory):
-    """The URL of a real PostgreSQL server on this machine, with nothing in it."""
+    """A real PostgreSQL server on this machine, with nothing in it: its URL, and how to stop and start it."""
     places = [*sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True), Path("/usr/bin")]
     programs = next((place for place in places if (place / "initdb").exists()), None)
     if programs is None or importlib.util.find_spec("psycopg") is None:
@@ -43,15 +45,23 @@ def postgresql(tmp_path_factory):
 
         control(str(programs / "initdb"), "-D", f"{folder}/data", "-U", "tester", "-A", "trust", "-E", "UTF8")
         options = f"-p {port} -c listen_addresses=127.0.0.1 -k {folder}"
-        control(str(programs / "pg_ctl"), "-D", f"{folder}/data", "-l", f"{folder}/log", "-o", options, "-w", "start")
-        yield f"postgresql+psycopg://tester@127.0.0.1:{port}/postgres"
-        control(str(programs / "pg_ctl"), "-D", f"{folder}/data", "-m", "immediate", "-w", "stop")
+        program = str(programs / "pg_ctl")
+
+        def start() -> None:
+            control(program, "-D", f"{folder}/data", "-l", f"{folder}/log", "-o", options, "-w", "start")
+
+        def stop() -> None:
+            control(program, "-D", f"{folder}/data", "-m", "immediate", "-w", "stop")
+
+        start()
+        yield SimpleNamespace(url=f"postgresql+psycopg://tester@127.0.0.1:{port}/postgres", start=start, stop=stop)
+        stop()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def record(request, tmp_path):
     is_sqlite = request.param == "sqlite"
-    found = Record(str(tmp_path / "r.sqlite") if is_sqlite else request.getfixturevalue("postgresql"))
+    found = Record(str(tmp_path / "r.sqlite") if is_sqlite else request.getfixturevalue("postgresql").url)
     yield found
     if not is_sqlite:
         Base.metadata.drop_all(found._engine)
@@ -127,11 +137,31 @@ def test_a_full_disk_is_an_error_and_keeps_what_is_there(tmp_path):
     assert len(record.rows()) == 1
 
 
+def test_a_lost_database_is_named_loses_no_decision_and_is_used_again_when_it_is_back(postgresql, tmp_path):
+    record = Record(postgresql.url)
+    with served.client(tmp_path, record=record) as server:
+        assert server.post("/predict?part=1", content=served.picture(230)).status_code == 200
+        postgresql.stop()
+        try:
+            lost = server.post("/predict?part=2", content=served.picture(230))
+            assert (lost.status_code, lost.json()["decision"]) == (503, "defective")
+            assert "not recorded: the record postgresql+psycopg://tester@127.0.0.1:" in lost.json()["error"]
+            assert server.get("/records").status_code == server.get("/health").status_code == 503
+        finally:
+            postgresql.start()
+        assert server.post("/predict?part=3", content=served.picture(230)).status_code == 200
+        assert server.get("/health").status_code == 200
+        assert [row["part"] for row in server.get("/records").json()["records"]] == ["3", "1"]
+    Base.metadata.drop_all(record._engine)
+    record.close()
+
+
 KILLED = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[2])
 import served
 from pathlib import Path
+from types import SimpleNamespace
 server = served.client(Path(sys.argv[1]))
 app = server.app
 async def dies(scope, receive, send):

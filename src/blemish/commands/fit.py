@@ -36,6 +36,8 @@ class FitOptions:
     """Share of good parts that may be called defective, at most: 0.005 is 5 in 1000."""
     max_review: float | None = None
     """Share of good parts that may be rejected or sent to a person, at most: opens a grey zone."""
+    top_views: int = 1
+    """A part's score is the mean of so many of its views' scores, the highest; 1 is the maximum."""
     backbone_weights: str = "default"
     """default (embedded, or downloaded for other backbones), random, or a file."""
     device: str = "auto"
@@ -99,11 +101,11 @@ class Fit:
 
     @property
     def _policy(self) -> Policy:
-        return Policy(self.fit.max_false_reject, self.fit.max_review)
+        return Policy(self.fit.max_false_reject, self.fit.max_review, self.fit.top_views)
 
     def _with_labels(self, data: "Dataset") -> "Dataset":
         """The data with labelled pictures to learn from, if there are any."""
-        from blemish.dataset import with_defects, with_verdicts
+        from blemish.defects import with_defects, with_verdicts
 
         folder, record = self.fit.defects, self.fit.verdicts
         if record and folder is None:
@@ -146,7 +148,9 @@ class Fit:
 
     def _say_gain(self, gain: "LabelGain | None") -> None:
         if gain is not None:
-            say("\n".join(gain.sentences()))
+            from blemish.label_gain import sentences
+
+            say("\n".join(sentences(gain)))
 
     def _next(self, data: "Dataset") -> str:
         if any(sample.is_anomalous is not None for sample in data.test):

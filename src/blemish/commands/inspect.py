@@ -50,7 +50,9 @@ class Inspect:
             named = ", ".join(f"{name} {100 * share:.1f} %" for name, share in best[:NAMED])
             say(f"What decides: {named}{more}")
         if header.fitted.gain is not None:
-            say("\n".join(header.fitted.gain.sentences()))
+            from blemish.label_gain import sentences
+
+            say("\n".join(sentences(header.fitted.gain)))
         for category in predictor.categories:
             for sentence in predictor.decider(category).sentences():
                 say(f"{category}: {sentence}")

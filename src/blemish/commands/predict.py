@@ -66,7 +66,7 @@ class Predict:
         say(predictions.summary(parts, "parts") if parts else predictions.summary(scored))
         is_known = category in predictor.categories
         decider = predictor.decider(category, policy)
-        if parts and not decider.calibration.part_scores:
+        if parts and not decider.calibration.parts:
             say("The artifact was not calibrated on parts, so what is promised is for one picture, not for a part.")
         for sentence in (decider.of_parts() if parts else decider).sentences():
             say(f"{category if is_known else 'All categories'}: {sentence}")

@@ -53,9 +53,7 @@ class Serve:
 
     def __call__(self) -> int:
         """Serves until it is stopped (Ctrl-C or SIGTERM); requests in work are answered first."""
-        import uvicorn
-
-        from blemish.server import LOCAL, Limits, Options, Record, create_app
+        from blemish.server import LOCAL, Limits, Options, Record, create_app, server_of
 
         limits = Limits(
             max_megabytes=self.max_megabytes,
@@ -69,16 +67,10 @@ class Serve:
         served = self._load()
         record = None if self.record == "none" else Record(self.record)
         options = Options(limits=limits, token=token, local=local, keep=self.keep, watch=self.watch)
-        config = uvicorn.Config(
-            create_app(served, record, options),
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=int(self.timeout) + 1,
-        )
+        server = server_of(create_app(served, record, options), limits)
         with self._listen() as listening:
             self._announce(served, record, listening.getsockname()[1], is_open=not (token or local))
-            uvicorn.Server(config).run([listening])
+            server.run([listening])
         return 0
 
     def _load(self) -> "list[Artifact]":

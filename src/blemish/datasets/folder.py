@@ -9,15 +9,25 @@
     │                                               of defect
     └─ masks/*.png, masks/bad/*.png                 optional: <stem>.png, <stem>_mask.png, <stem>/*.png
 
-Several such folders in one are several categories. Where there are bad pictures to test on, a fifth
-of the good ones, chosen by a hash of their names, goes to test. Words for good, bad and masks are
-those of `dataset.py`, in any case.
+In good and bad, a part that is seen in several views may have a folder, good/<part>/<view>.png; its
+masks are then in masks/bad/<part>. Several such folders in one are several categories. Where there
+are bad pictures to test on, a fifth of the good parts, chosen by a hash of their names, goes to test.
+Words for good, bad and masks are those of `dataset.py`, in any case.
 """
 
 from pathlib import Path
 
 from blemish import images
-from blemish.dataset import BAD_WORDS, GOOD_WORDS, MASK_FOLDERS, category_folder, masks_beside, masks_in, subfolders
+from blemish.dataset import (
+    BAD_WORDS,
+    GOOD_WORDS,
+    MASK_FOLDERS,
+    category_folder,
+    masks_beside,
+    masks_in,
+    part_folders,
+    subfolders,
+)
 from blemish.errors import DatasetError
 from blemish.rows import word
 from blemish.types import Sample, Split
@@ -43,8 +53,11 @@ def read(root: Path, category: str) -> list[Sample]:
     mask_folders = [place for place in subfolders(folder) if word(place.name) in MASK_FOLDERS]
     samples = []
     owner: dict[Path, Path] = {}
-    for place, defect in _places(folder):
-        found = masks_in(*(masks / defect for masks in mask_folders), *mask_folders) if defect else {}
+    places = [(place, kind, defect) for kind, defect in _places(folder) for place in _part_folders(kind, folder)]
+    for place, kind, defect in places:
+        part = "" if place == kind else place.relative_to(folder).as_posix()
+        own = [masks / place.relative_to(kind) for masks in (*(each / defect for each in mask_folders), *mask_folders)]
+        found = masks_in(*own) if defect else {}
         for path, beside in masks_beside(images.list_pictures(place)).items():
             masks = (beside or found.get(path.stem, ())) if defect else ()
             for mask in masks:
@@ -55,9 +68,23 @@ def read(root: Path, category: str) -> list[Sample]:
                     )
             split: Split = "test" if defect else "train"
             samples.append(
-                Sample(path=path, category=category, split=split, is_anomalous=bool(defect), defect=defect, masks=masks)
+                Sample(
+                    path=path,
+                    category=category,
+                    split=split,
+                    is_anomalous=bool(defect),
+                    defect=defect,
+                    masks=masks,
+                    part=part,
+                    view=path.stem if part else "",
+                )
             )
     return samples
+
+
+def _part_folders(kind: Path, folder: Path) -> list[Path]:
+    """Those of the parts of one kind; the category's own folder holds other things than parts."""
+    return [kind] if kind == folder else part_folders(kind)
 
 
 def _is_category(root: Path) -> bool:

@@ -6,7 +6,8 @@
     ├─ test/<defect>/*.png
     └─ ground_truth/<defect>/<stem>_mask.png
 
-The relatives differ by words, which the tables below hold:
+A part that is seen in several views may have a folder: test/<defect>/<part>/<view>.png, with masks in
+ground_truth/<defect>/<part>. The relatives differ by words, which the tables below hold:
 
     MPDD, VisA prepared      masks named <stem>_mask.png or <stem>.png
     BTAD                     folders ok and ko for good and bad
@@ -21,7 +22,16 @@ The relatives differ by words, which the tables below hold:
 from pathlib import Path
 
 from blemish import images
-from blemish.dataset import GOOD_WORDS, LOW_SHOT, MASK_FOLDERS, category_folder, category_names, masks_in, subfolders
+from blemish.dataset import (
+    GOOD_WORDS,
+    LOW_SHOT,
+    MASK_FOLDERS,
+    category_folder,
+    category_names,
+    masks_in,
+    part_folders,
+    subfolders,
+)
 from blemish.rows import word
 from blemish.types import Sample, Split
 
@@ -76,17 +86,24 @@ def _is_category(folder: Path) -> bool:
 
 def _read_kind(folder: Path, category: str, split: Split, mask_folders: list[Path]) -> list[Sample]:
     is_good = word(folder.name) in GOOD_WORDS
-    found = {} if is_good else masks_in(*mask_folders)
-    inside = [place for name in _PICTURE_FOLDERS if (place := folder / name).is_dir()] or [folder]
-    return [
-        Sample(
-            path=path,
-            category=category,
-            split=split,
-            is_anomalous=not is_good,
-            defect="" if is_good else folder.name,
-            masks=found.get(path.stem, ()),
-        )
-        for place in inside
-        for path in images.list_pictures(place)
-    ]
+    inside = [place for name in _PICTURE_FOLDERS if (place := folder / name).is_dir()]
+    samples = []
+    for place in inside or part_folders(folder):
+        is_part = not inside and place != folder
+        below = Path(place.name if is_part else "")
+        found = {} if is_good else masks_in(*(masks / below for masks in mask_folders))
+        samples += [
+            Sample(
+                path=path,
+                category=category,
+                split=split,
+                is_anomalous=not is_good,
+                defect="" if is_good else folder.name,
+                masks=found.get(path.stem, ()),
+                # Numbers of parts may start anew in each folder.
+                part=f"{folder.parent.name}/{folder.name}/{place.name}" if is_part else "",
+                view=path.stem if is_part else "",
+            )
+            for path in images.list_pictures(place)
+        ]
+    return samples

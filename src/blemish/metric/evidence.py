@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from blemish import registry
 from blemish.errors import ConfigError, MetricError, not_among
 from blemish.metric.histogram import Cells, Curve, Floats, Histogram, Pile, edges, to_keys, to_values
+from blemish.types import part_score
 
 Level = Literal["image", "pixel", "region", "part"]
 CurveKind = Literal["image", "part", "pixel", "region", "picture"]
@@ -195,6 +196,8 @@ class Options:
     """The false-positive rate up to which AUPRO is taken; the area is divided by it."""
     thresholds: Mapping[str, float] = field(default_factory=dict)
     """The calibrated threshold of each category; "" stands for all others."""
+    top_views: int = 1
+    """A part's score is the mean of so many of its views' scores, the highest."""
     resamples: int = 0
     """How often to draw the pictures again, for intervals; 200 is enough."""
     seed: int = 0
@@ -254,7 +257,7 @@ class Evidence:
         return Pile(tuple(state.anomalous for state in self.defective))
 
     def labelled(self, level: Level) -> tuple[Floats, NDArray[np.bool_]]:
-        """Scores and labels of pictures, or of parts: the highest score, and any label, of its views."""
+        """Scores and labels of pictures, or of parts: the highest scores, and any label, of its views."""
         scores, labels, _ = self.keep(("units", level), partial(self.units, level))
         return scores, labels
 
@@ -273,13 +276,13 @@ class Evidence:
         bad = [picture.path for picture in pictures if not np.isfinite(picture.image_score)]
         if bad:
             raise Undefined(f"the score of {min(bad)} is not finite ({len(bad)} of {len(pictures)} pictures)")
-        found: dict[str, tuple[float, bool, int]] = {}
+        found: dict[str, list[Picture]] = {}
         for picture in pictures:
-            key = (level == "part" and picture.part) or f"\0{picture.path}"
-            score, is_anomalous, _ = found.get(key, (-np.inf, False, 0))
-            score, is_anomalous = max(score, picture.image_score), is_anomalous or self._is_anomalous(picture)
-            found[key] = (score, is_anomalous, group_of(picture))
-        scores, labels, groups = zip(*found.values(), strict=True)
+            found.setdefault((level == "part" and picture.part) or f"\0{picture.path}", []).append(picture)
+        top = self.options.top_views
+        scores = [part_score((picture.image_score for picture in views), top) for views in found.values()]
+        labels = [any(self._is_anomalous(picture) for picture in views) for views in found.values()]
+        groups = [group_of(views[0]) for views in found.values()]
         return np.array(scores, np.float64), np.array(labels, bool), np.array(groups, np.int64)
 
     def _is_anomalous(self, picture: Picture) -> bool:

@@ -30,6 +30,8 @@ from blemish.nn.backbone import Backbone
 from blemish.nn.realnet import (
     Discriminator,
     FeatureSelection,
+    Fusion,
+    Network,
     ResidualSelection,
     Simple,
     average_precision,
@@ -113,8 +115,8 @@ class RealNetConfig(TrainedConfig):
     map_values: Literal["probability", "surprise"] = "probability"
     """Of damage, p; or -log(1 - p), which ranks alike but tells apart what is nearly certain."""
     residual_weight: float = 0.0
-    """How much the residuals themselves count in the map, beside what the discriminators say: a defect that
-    resembles no made one may be restored badly all the same."""
+    """How much the residuals themselves count in the map, beside what the discriminators say, each in its spread
+    on good pictures; the image score then counts both alike. 0: they don't."""
     score_window: int = 16
     """Side of the square whose highest mean is the image score, in pixels of a picture of 256."""
 
@@ -154,40 +156,6 @@ class RealNetConfig(TrainedConfig):
         return 0, -size[1] % multiple, 0, -size[0] % multiple
 
 
-class Network(nn.Module):
-    """What is trained: reconstruction, selection of residuals, discriminator."""
-
-    def __init__(self, config: RealNetConfig, widths: Sequence[int]) -> None:
-        super().__init__()
-        self.detach = config.detach
-        self.reconstruction = nn.ModuleList(_reconstruction(config, width) for width in widths)
-        self.selection = ResidualSelection(sum(widths), config.maxima, config.means, config.momentum)
-        seen = {"picked": config.maxima + config.means, "all": sum(widths)}
-        ways = ("picked", "all") if config.residuals == "both" else (config.residuals,)
-        self.discriminators = nn.ModuleDict({way: Discriminator(seen[way], config.discriminator) for way in ways})
-
-    def forward(self, features: Sequence[Tensor], size: Sequence[int]) -> tuple[list[Tensor], list[Tensor], Tensor]:
-        """Logits (B, 2, *size) of each discriminator, the reconstruction of each block's features, all residuals."""
-        restored = [restore(feature) for restore, feature in zip(self.reconstruction, features, strict=True)]
-        residuals = [
-            (feature - (made.detach() if self.detach else made)).square()
-            for feature, made in zip(features, restored, strict=True)
-        ]
-        finest = residuals[0].shape[-2:]
-        aligned = [
-            residual
-            if residual.shape[-2:] == finest
-            else F.interpolate(residual, size=finest, mode="bilinear", align_corners=True)
-            for residual in residuals
-        ]
-        every = torch.cat(aligned, dim=1)
-        logits = [
-            discriminator(self.selection(every) if way == "picked" else every, size)
-            for way, discriminator in self.discriminators.items()
-        ]
-        return logits, restored, every
-
-
 class RealNet(Detector):
     """The detector; see the module's docstring."""
 
@@ -224,7 +192,7 @@ class RealNet(Detector):
             clip=1.0,
             evaluations=5,
             map_values="surprise",
-            residual_weight=0.1,
+            residual_weight=0.3,
             score_window=8,
             width=1.0,
         ),
@@ -254,7 +222,8 @@ class RealNet(Detector):
         if not all(0 < kept <= available for kept, available in zip(config.planes, there, strict=True)):
             raise ConfigError(f"--planes is {config.planes}; expected at most what the backbone has: {there}.")
         self.features = FeatureSelection(self.backbone.channels, config.strides, config.planes, config.blocks)
-        self.network = Network(config, self.features.widths)
+        self.network = _network(config, self.features.widths)
+        self.fusion = Fusion(config.residual_weight) if config.residual_weight else None
         self.to(memory_format=torch.channels_last)
         self.good: list[Tensor] = []
         """Features of good pictures, while learning."""
@@ -274,37 +243,57 @@ class RealNet(Detector):
         validate = partial(self._validate, self._pictures(held_out)) if held_out else None
         plan, batches = self.config.plan(len(pictures)), partial(pictures.batch, size=self.config.batch_size)
         self.outcome = optimise(self.loss, self.network, batches, plan, validate, self.state_of(data))
+        self.train(mode=False)
+        with torch.no_grad():
+            self._compare([pictures, self._pictures(held_out)] if held_out else [pictures])
         self.good = []
 
     def prepare(self, groups: Sequence[Group]) -> Pictures:
         """What is learned from; channels are chosen by it, and the features of good pictures kept."""
-        pictures = self._pictures([mirrored(group) for group in groups] if self.config.mirror else groups)
+        pictures = self._pictures(groups)
         self._choose_features(pictures)
         self.good = self._remember(pictures)
         return pictures
 
     def forward(self, image: Tensor) -> Prediction[Tensor]:
-        """How surely each pixel is damaged, and the highest mean of that over a square window (section 3.5).
+        """How surely each pixel is damaged, and the highest mean of that over a square window (section 3.5)."""
+        return self._judge(self._maps(image))
+
+    def _maps(self, image: Tensor) -> Tensor:
+        """(2, B, H, W): what the discriminators say of each pixel and, if it counts, how badly it was restored.
 
         Sides that the networks can't halve often enough are padded by repeating the border; the
-        map is cut back.
+        maps are cut back.
         """
         height, width = image.shape[-2:]
         padded = F.pad(image, self.config.padding((height, width)), mode="replicate")
         logits, _, residuals = self.network(self.features(self.backbone(padded)), padded.shape[-2:])
         mean = torch.stack(logits).mean(0)
         odds = mean[:, 1] - mean[:, 0]
-        anomaly_map = odds.sigmoid() if self.config.map_values == "probability" else F.softplus(odds)
-        if self.config.residual_weight:
+        found = [odds.sigmoid() if self.config.map_values == "probability" else F.softplus(odds)]
+        if self.fusion is not None:
             surprise = self.network.selection.surprise(residuals)
             whole = F.interpolate(surprise, size=padded.shape[-2:], mode="bilinear", align_corners=True)
-            anomaly_map = anomaly_map + self.config.residual_weight * whole.squeeze(1)
-        anomaly_map = anomaly_map[:, :height, :width]
-        window = max(1, round(self.config.score_window * min(height, width) / 256))
-        return Prediction(anomaly_map, image_score(anomaly_map, window))
+            found.append(whole.squeeze(1))
+        return torch.stack(found)[..., :height, :width]
+
+    def _judge(self, maps: Tensor) -> Prediction[Tensor]:
+        window = self._window(maps)
+        if self.fusion is None:
+            return Prediction(maps[0], image_score(maps[0], window))
+        return Prediction(*self.fusion(maps, window))
+
+    def _window(self, maps: Tensor) -> int:
+        return max(1, round(self.config.score_window * min(maps.shape[-2], maps.shape[-1]) / 256))
+
+    def _see_maps(self, pictures: Tensor) -> Tensor:
+        """The maps of pictures (B, H, W, 3) uint8, as many as there may be."""
+        parts = [self._maps(part.to(self.device).permute(0, 3, 1, 2).float() / 255) for part in pictures.split(8)]
+        return torch.cat(parts, dim=1)
 
     def _pictures(self, groups: Sequence[Group]) -> Pictures:
         config = self.config
+        groups = [mirrored(group) for group in groups] if config.mirror else groups
         recipes = [
             Recipe(
                 sources=parse(config.sources, group.category),
@@ -407,21 +396,37 @@ class RealNet(Detector):
 
     def _validate(self, pictures: Pictures) -> float:
         """Mean of the AP of pixels and the AP of pictures, on good pictures with and without made defects."""
-        some = range(VALIDATED // 8)
-        damaged = [pictures.batch(number, 8, VALIDATE, 0.0) for number in some]
-        clean = pictures.some(VALIDATED).split(8)
-        shown = [(batch.damaged, batch.mask) for batch in damaged]
-        shown += [(good, torch.zeros(len(good), 1, *good.shape[1:3], dtype=torch.bool)) for good in clean]
-        maps, masks, scores, labels = [], [], [], []
-        for picture, mask in shown:
-            anomaly_map, score = self(picture.to(self.device).permute(0, 3, 1, 2).float() / 255)
-            maps.append(anomaly_map.flatten())
-            scores.append(score)
-            masks.append(mask.flatten())
-            labels.append(mask.flatten(1).any(1))
-        by_pixel = average_precision(torch.cat(maps), torch.cat(masks).to(self.device))
-        by_picture = average_precision(torch.cat(scores), torch.cat(labels).to(self.device))
+        batches = [pictures.batch(number, 8, VALIDATE, 0.0) for number in range(VALIDATED // 8)]
+        damaged, mask = torch.cat([each.damaged for each in batches]), torch.cat([each.mask for each in batches])
+        good = self._compare([pictures])
+        anomaly_map, score = self._judge(torch.cat([good, self._see_maps(damaged)], dim=1))
+        positive = torch.zeros_like(anomaly_map, dtype=torch.bool)
+        positive[good.shape[1] :] = mask.squeeze(1).to(self.device)
+        by_pixel = average_precision(anomaly_map.flatten(), positive.flatten())
+        by_picture = average_precision(score, positive.flatten(1).any(1))
         return (by_pixel + by_picture) / 2
+
+    def _compare(self, known: Sequence[Pictures]) -> Tensor:
+        """The maps of good pictures, which say how much discriminators and residuals count from now on.
+
+        In the end those learned from are among them: a discriminator that tells them from those held out
+        has learned them by heart, and its scores spread widely.
+        """
+        good = self._see_maps(torch.cat([pictures.some(VALIDATED) for pictures in known]))
+        if self.fusion is not None:
+            self.fusion.learn(good, self._window(good))
+        return good
+
+
+def _network(config: RealNetConfig, widths: Sequence[int]) -> Network:
+    seen = {"picked": config.maxima + config.means, "all": sum(widths)}
+    ways = ("picked", "all") if config.residuals == "both" else (config.residuals,)
+    return Network(
+        [_reconstruction(config, width) for width in widths],
+        ResidualSelection(sum(widths), config.maxima, config.means, config.momentum),
+        {way: Discriminator(seen[way], config.discriminator) for way in ways},
+        config.detach,
+    )
 
 
 def _reconstruction(config: RealNetConfig, channels: int) -> nn.Module:

@@ -3,7 +3,7 @@
 Source: Zhang et al., "RealNet", arXiv 2403.05897, sections 3.2 (AFS) to 3.4 (RRS).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,8 @@ from torch.nn import functional as F  # noqa: N812 - the usual name
 
 MOST = 5.0
 """Standard deviations that a residual can stand out by, at most."""
+_LEAST = 1e-3  # what counts as nothing, so that it has a logarithm
+_CHANCE = 0.2  # spread of logarithms that few pictures may lack by chance
 
 
 class FeatureSelection(nn.Module):
@@ -236,6 +238,90 @@ class Discriminator(nn.Module):
         feature = self.second(self.first(self.units(selected)))
         doubled = F.interpolate(feature, scale_factor=2, mode="bilinear", align_corners=True)
         return F.interpolate(self.third(doubled), size=list(size), mode="bilinear", align_corners=True)
+
+
+class Network(nn.Module):
+    """What is trained: reconstruction, selection of residuals, discriminators."""
+
+    def __init__(
+        self,
+        reconstruction: Sequence[nn.Module],
+        selection: ResidualSelection,
+        discriminators: Mapping[str, Discriminator],
+        detach: bool,
+    ) -> None:
+        """Joins the parts.
+
+        Args:
+            reconstruction: A network for each block.
+            selection: RRS.
+            discriminators: By what they see: "picked" by RRS, or "all" residuals.
+            detach: Keep the segmentation loss from changing the reconstruction.
+        """
+        super().__init__()
+        self.detach = detach
+        self.reconstruction = nn.ModuleList(reconstruction)
+        self.selection = selection
+        self.discriminators = nn.ModuleDict(discriminators)
+
+    def forward(self, features: Sequence[Tensor], size: Sequence[int]) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """Logits (B, 2, *size) of each discriminator, the reconstruction of each block's features, all residuals."""
+        restored = [restore(feature) for restore, feature in zip(self.reconstruction, features, strict=True)]
+        residuals = [
+            (feature - (made.detach() if self.detach else made)).square()
+            for feature, made in zip(features, restored, strict=True)
+        ]
+        finest = residuals[0].shape[-2:]
+        aligned = [
+            residual
+            if residual.shape[-2:] == finest
+            else F.interpolate(residual, size=finest, mode="bilinear", align_corners=True)
+            for residual in residuals
+        ]
+        every = torch.cat(aligned, dim=1)
+        logits = [
+            discriminator(self.selection(every) if way == "picked" else every, size)
+            for way, discriminator in self.discriminators.items()
+        ]
+        return logits, restored, every
+
+
+class Fusion(nn.Module):
+    """Two opinions in one: what the discriminators say, and how badly features were restored.
+
+    A discriminator knows made defects, a residual none; which of the two tells more differs from product
+    to product. So each is measured by what it says of good pictures: maps in their standard deviations,
+    image scores as standardised logarithms.
+    """
+
+    def __init__(self, weight: float) -> None:
+        """Before anything is learned, both count as they are.
+
+        Args:
+            weight: Of the residuals in the map, beside 1 of the discriminators.
+        """
+        super().__init__()
+        self.weight = weight
+        self.register_buffer("spread", torch.ones(2))
+        self.register_buffer("middle", torch.zeros(2))
+        self.register_buffer("scale", torch.ones(2))
+
+    def learn(self, maps: Tensor, window: int) -> None:
+        """Takes note of what good pictures look like: maps (2, B, H, W) of discriminators and residuals."""
+        levels = self._levels(maps, window)
+        self.get_buffer("spread").copy_(maps.flatten(1).std(1).clamp(min=_LEAST))
+        self.get_buffer("middle").copy_(levels.mean(1))
+        # Few pictures may lie close together by chance.
+        self.get_buffer("scale").copy_((levels.var(1, correction=0) + _CHANCE**2).sqrt())
+
+    def forward(self, maps: Tensor, window: int) -> tuple[Tensor, Tensor]:
+        """Anomaly map (B, H, W) and image score (B,) of maps (2, B, H, W)."""
+        first, second = maps / self.get_buffer("spread")[:, None, None, None]
+        standing = (self._levels(maps, window) - self.get_buffer("middle")[:, None]) / self.get_buffer("scale")[:, None]
+        return first + self.weight * second, standing.sum(0)
+
+    def _levels(self, maps: Tensor, window: int) -> Tensor:
+        return torch.stack([image_score(each, window).clamp(min=_LEAST).log() for each in maps])
 
 
 def segmentation_loss(logits: Tensor, mask: Tensor, focal: float = 0.0) -> Tensor:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from markupsafe import Markup
@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from blemish import images
 from blemish.artifact import Predictor
 from blemish.errors import ImageError
-from blemish.judging import Judged, Scored, judge
+from blemish.judging import Judged, Scored, ScoredPart, judge
+from blemish.label_gain import sentences
 from blemish.metric import all_metrics
 from blemish.parts import part_of
 from blemish.reading import read_mask
@@ -31,6 +32,7 @@ from blemish.report.summary import (
     headline,
     is_broken,
     number,
+    parts_by_category,
     printable,
     promise,
     promised,
@@ -42,11 +44,12 @@ from blemish.report.summary import (
     thresholds,
 )
 from blemish.scoring import Report
-from blemish.types import Failure, one_in
+from blemish.types import Decider, Failure, one_in
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
+Row: TypeAlias = Scored | ScoredPart
 GALLERY = 8
 """Pictures that a gallery shows, at most; fewer when there are many categories."""
 
@@ -74,12 +77,33 @@ class Shot:
 
 
 @dataclass(frozen=True)
+class PartShot:
+    """A part of a gallery, its views side by side."""
+
+    scored: ScoredPart
+    name: str
+    defect: str
+    """The kinds of defects that its views show, as the dataset names them."""
+    views: tuple[Shot, ...]
+
+
+@dataclass(frozen=True)
 class Gallery:
-    """Some pictures and what they have in common."""
+    """Some pictures, or parts seen in several, and what they have in common."""
 
     title: str
     about: str
-    shots: tuple[Shot, ...]
+    shots: tuple[Shot, ...] = ()
+    parts: tuple[PartShot, ...] = ()
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the page says of the parts of one category that are seen in several views."""
+
+    good: Tally
+    defective: Tally
+    promise: str
 
 
 @dataclass(frozen=True)
@@ -97,6 +121,8 @@ class Section:
     has_review: bool
     is_broken: bool
     """Whether the promise of the threshold does not hold."""
+    parts: Parts | None
+    """None where each picture is a part of its own."""
 
 
 def to_html(report: Report, predictor: Predictor) -> str:
@@ -132,6 +158,7 @@ def to_html(report: Report, predictor: Predictor) -> str:
             unread=unread,
             unmasked=unmasked,
             root=_root(report.scored),
+            gain=sentences(report.header.fitted.gain) if report.header.fitted.gain else [],
             importance=dict(list(report.header.fitted.importance.items())[:_DECIDING]),
         )
     )
@@ -161,9 +188,17 @@ def environment() -> "Environment":
 
 def _sections(report: Report, predictor: Predictor) -> list[Section]:
     found = by_category(report)
-    chosen = {category: _choose(rows, _gallery_size(len(found))) for category, rows in found.items()}
-    wanted = {row.path: row for own in chosen.values() for *_, rows in own for row in rows}
-    shots = _shots(report, predictor, list(wanted.values()), len(found))
+    parts = parts_by_category(report)
+    size = _gallery_size(len(found))
+    # Views that look at one another are looked at together again, so parts are shown whole.
+    chosen = {
+        name: _choose(parts[name], max(1, size // 2)) if name in parts else _choose(rows, size)
+        for name, rows in found.items()
+    }
+    pictures = [[path for row in rows for path in _paths(row)] for own in chosen.values() for *_, rows in own]
+    wanted = {path for gallery in pictures for path in gallery}
+    rows = [row for row in report.scored if row.path in wanted]
+    shots = _shots(report, predictor, rows, _limit(len(found), max([size, *map(len, pictures)])))
     sections = []
     for category, rows in found.items():
         decider = report.deciders.get(category)
@@ -175,12 +210,10 @@ def _sections(report: Report, predictor: Predictor) -> list[Section]:
                 promise=_capital(promise(report, category, rows)),
                 plots=plots(category, rows, decider),
                 defects=_defects(report, category, rows),
-                galleries=tuple(
-                    Gallery(title, about, tuple(shots[row.path] for row in own))
-                    for title, about, own in chosen[category]
-                ),
+                galleries=tuple(_gallery(title, about, own, shots) for title, about, own in chosen[category]),
                 has_review=decider is not None and decider.review is not None,
                 is_broken=is_broken(report, category, rows),
+                parts=_parts(parts[category], decider) if category in parts else None,
             )
         )
     return sections
@@ -197,8 +230,32 @@ def _defects(
     return tuple((kind, Tally.of(own), values.get(kind, {})) for kind, own in sorted(kinds.items()))
 
 
-def _choose(rows: Sequence[Scored], size: int) -> list[tuple[str, str, list[Scored]]]:
-    """Title, explanation and pictures of each gallery: mistakes, worst first; then finds."""
+def _parts(rows: Sequence[ScoredPart], decider: Decider | None) -> Parts:
+    good, defective = (Tally.of(row for row in rows if row.is_anomalous is kind) for kind in (False, True))
+    return Parts(good, defective, _capital(" ".join(decider.of_parts().sentences())) if decider else "")
+
+
+def _gallery(title: str, about: str, rows: Sequence[Row], shots: Mapping[str, Shot]) -> Gallery:
+    """These pictures, or these parts with all their views."""
+    parts = tuple(_part_shot(row, shots) for row in rows if isinstance(row, ScoredPart))
+    return Gallery(title, about, tuple(shots[row.path] for row in rows if isinstance(row, Scored)), parts)
+
+
+def _part_shot(row: ScoredPart, shots: Mapping[str, Shot]) -> PartShot:
+    views = tuple(shots[path] for path in row.views)
+    defects = dict.fromkeys(shot.scored.defect for shot in views if shot.scored.defect)
+    name = views[0].name if row.part == views[0].scored.path else row.part
+    return PartShot(row, name, ", ".join(defects), views)
+
+
+def _paths(row: Row) -> Sequence[str]:
+    """The pictures that it is of."""
+    return tuple(row.views) if isinstance(row, ScoredPart) else (row.path,)
+
+
+def _choose(rows: Sequence[Row], size: int) -> list[tuple[str, str, list[Row]]]:
+    """Title, explanation and pictures (or parts) of each gallery: mistakes, worst first; then finds."""
+    noun = "part" if rows and isinstance(rows[0], ScoredPart) else "picture"
     good = sorted((row for row in rows if not row.is_anomalous), key=lambda row: -_rank(row))
     bad = sorted((row for row in rows if row.is_anomalous), key=_rank)
     missed = [row for row in bad if row.decision != "defective"]
@@ -208,21 +265,20 @@ def _choose(rows: Sequence[Scored], size: int) -> list[tuple[str, str, list[Scor
     if missed:
         galleries.append(("Defective, not rejected", "The lowest scores first.", missed))
     elif bad:
-        about = "Every defective picture was rejected. These came closest to being missed."
-        galleries.append(("No defective picture was missed", about, bad[:few]))
+        about = f"Every defective {noun} was rejected. These came closest to being missed."
+        galleries.append((f"No defective {noun} was missed", about, bad[:few]))
     if stopped:
         galleries.append(("Good, but stopped", "The highest scores first.", stopped))
     elif good:
-        about = "Every good picture passed. These came closest to being stopped."
-        galleries.append(("No good picture was stopped", about, good[:few]))
+        about = f"Every good {noun} passed. These came closest to being stopped."
+        galleries.append((f"No good {noun} was stopped", about, good[:few]))
     if found:
         galleries.append(("Best finds", "Defective and rejected, the highest scores first.", found))
     return [(title, about, own[:size]) for title, about, own in galleries]
 
 
-def _shots(report: Report, predictor: Predictor, rows: Sequence[Scored], categories: int) -> dict[str, Shot]:
-    """{path: what a gallery shows of it}; the pictures go through the predictor again."""
-    limit = _limit(categories)
+def _shots(report: Report, predictor: Predictor, rows: Sequence[Scored], limit: int) -> dict[str, Shot]:
+    """{path: what a gallery shows of it}, of `limit` bytes; the pictures go through the predictor again."""
     roots = {category: _root(own) for category, own in by_category(report).items()}
     shots = {row.path: Shot(row, os.path.relpath(row.path, roots[sample_of(report, row).category])) for row in rows}
     policy = next((decider.policy for decider in report.deciders.values()), None)
@@ -265,9 +321,9 @@ def _gallery_size(categories: int) -> int:
     return max(1, min(GALLERY, _GALLERY_PICTURES // categories))
 
 
-def _limit(categories: int) -> int:
-    """Bytes that one picture may take, so that all together stay within bounds."""
-    in_base64 = min(_BYTES * categories, _ALL_BYTES) // (6 * categories * _gallery_size(categories))
+def _limit(categories: int, pictures: int) -> int:
+    """Bytes that one of so many pictures in a gallery may take, so that all together stay within bounds."""
+    in_base64 = min(_BYTES * categories, _ALL_BYTES) // (6 * categories * pictures)
     return in_base64 * 3 // 4
 
 
@@ -276,9 +332,10 @@ def _root(rows: Sequence[Scored]) -> str:
     return os.path.commonpath([Path(row.path).parent for row in rows]) if rows else "."
 
 
-def _rank(row: Scored) -> float:
+def _rank(row: Row) -> float:
     """The score to sort by; one that is not a number is rejected, so it is the highest."""
-    return math.inf if math.isnan(row.image_score) else row.image_score
+    score = row.part_score if isinstance(row, ScoredPart) else row.image_score
+    return math.inf if math.isnan(score) else score
 
 
 def _plain(value: Any) -> str:

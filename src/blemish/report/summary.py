@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from blemish.judging import Scored
+from blemish.judging import Scored, ScoredPart
 from blemish.metric import Results
 from blemish.scoring import Report
 from blemish.types import Failure, Sample, Threshold, one_in
@@ -22,6 +22,7 @@ COLUMNS = (
     "image_auroc",
     "image_ap",
     "image_f1_max",
+    "part_auroc",
     "pixel_auroc",
     "pixel_ap",
     "aupro",
@@ -54,7 +55,7 @@ _SURPRISING = 0.01  # chance below which a broken promise is no accident
 
 @dataclass(frozen=True)
 class Tally:
-    """How the pictures of one kind were decided."""
+    """How the pictures, or parts, of one kind were decided."""
 
     total: int
     passed: int
@@ -62,8 +63,8 @@ class Tally:
     rejected: int
 
     @classmethod
-    def of(cls, scored: Iterable[Scored]) -> "Tally":
-        """The counts of these pictures."""
+    def of(cls, scored: Iterable[Scored | ScoredPart]) -> "Tally":
+        """The counts of these pictures, or parts."""
         counts = Counter(row.decision for row in scored)
         return cls(counts.total(), counts["good"], counts["review"], counts["defective"])
 
@@ -248,6 +249,15 @@ def by_category(report: Report) -> dict[str, list[Scored]]:
     for row in report.scored:
         found.setdefault(sample_of(report, row).category, []).append(row)
     return found
+
+
+def parts_by_category(report: Report) -> dict[str, list[ScoredPart]]:
+    """{category: its parts}, of those with parts that are seen in several views."""
+    seen = {row.path: row for row in report.scored}
+    found: dict[str, list[ScoredPart]] = {}
+    for part in report.parts:
+        found.setdefault(sample_of(report, seen[next(iter(part.views))]).category, []).append(part)
+    return {category: parts for category, parts in found.items() if any(len(part.views) > 1 for part in parts)}
 
 
 def sample_of(report: Report, row: Scored) -> Sample:

@@ -5,8 +5,9 @@ with what else is waiting), becomes a row of the `record`, and only then is answ
 """
 
 from blemish.server.app import Options, create_app
+from blemish.server.connection import server_of
 from blemish.server.gate import LOCAL, Limits
 from blemish.server.inspector import Artifact
 from blemish.server.record import Query, Record
 
-__all__ = ["LOCAL", "Artifact", "Limits", "Options", "Query", "Record", "create_app"]
+__all__ = ["LOCAL", "Artifact", "Limits", "Options", "Query", "Record", "create_app", "server_of"]

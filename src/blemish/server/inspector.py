@@ -18,7 +18,7 @@ from blemish.artifact import Predictor
 from blemish.errors import BlemishError, DatasetError, RequestError, not_among
 from blemish.files import write_bytes
 from blemish.images import Floats
-from blemish.judging import Judged, judge_one
+from blemish.judging import Judged, decide_parts, finite, judge_one
 from blemish.rows import Finder
 from blemish.server.batcher import Batcher, Room
 from blemish.server.gate import Counters, Limits
@@ -139,7 +139,7 @@ class Inspector:
 
     def __init__(self, artifact: Artifact, desk: Desk) -> None:
         self.artifact, self._desk = artifact, desk
-        self.compute: Batcher[Floats, tuple[Floats, float]] = Batcher(self._compute, BATCH, artifact.name)
+        self.compute: Batcher[Floats, Prediction[Floats]] = Batcher(self._compute, BATCH, artifact.name)
 
     async def inspect(self, content: bytes, asked: Asked, recorded: bool = True) -> dict[str, Any]:
         """The answer for a picture: score, decision, regions, and what else was asked for.
@@ -151,30 +151,68 @@ class Inspector:
             ImageError: the picture can't be read, or is too large.
             RequestError: too much is being worked on (429), or it took too long (503).
         """
-        category = self._category(asked.category)
+        (view,) = await self._see([(content, asked)])
+        found = view.plain(self.artifact.name)
+        return found | await self._record(view) if recorded else found
+
+    async def inspect_part(self, pictures: Sequence[tuple[bytes, Asked]]) -> dict[str, Any]:
+        """The answer for a part of which these are all views: they are looked at together, and so decided.
+
+        Raises:
+            ImageError, RequestError: as above; one view that can't be read is enough, since a part
+                that was not seen is not good.
+        """
+        views = await self._see(pictures)
+        (part,) = decide_parts(self.artifact.predictor, [view.judged.scored for view in views], self.artifact.policy)
+        threshold = views[0].judged.decider.of_parts().reject.value
+        whole = {"part_decision": part.decision, "part_threshold": threshold}
+        written = await asyncio.gather(*(self._record(view, whole) for view in views))
+        found = {
+            "model": self.artifact.name,
+            "part": part.part,
+            "part_score": finite(part.part_score),
+            "calibrated_score": finite(part.calibrated_score),
+            "threshold": threshold,
+            "decision": part.decision,
+            "worst_view": part.worst_view,
+            "pictures": [view.plain(self.artifact.name) | row for view, row in zip(views, written, strict=True)],
+        }
+        errors = [row["error"] for row in written if "error" in row]
+        return found | ({"error": errors[0]} if errors else {})
+
+    async def _see(self, pictures: Sequence[tuple[bytes, Asked]]) -> "list[_View]":
+        """Pictures that are looked at together, each with what is found in it."""
+        category = self._category(pictures[0][1].category)
+        run = asyncio.get_running_loop().run_in_executor
         try:
             async with asyncio.timeout(self._desk.limits.timeout):
-                loop = asyncio.get_running_loop()
-                image, size = await loop.run_in_executor(self._desk.decoders, self._decode, content, asked.file)
-                anomaly_map, image_score = await self.compute(image)
+                seen = await asyncio.gather(
+                    *(run(self._desk.decoders, self._decode, content, asked.file) for content, asked in pictures)
+                )
+                found = await self.compute(np.stack([image for image, _ in seen]))
         except TimeoutError as error:
             raise RequestError(
                 f"the picture was not done within {self._desk.limits.timeout:g} seconds; try again later.", 503, 5
             ) from error
         predictor = self.artifact.predictor
-        sample = Sample(path=Path(asked.file or "picture"), category=category, split="test", is_anomalous=None)
         decider = predictor.decider(category, self.artifact.policy)
-        judged = judge_one(predictor, decider, sample, Prediction(anomaly_map, image_score), (image, size))
-        found = self._plain(judged, asked) | {"size": list(size)}
-        if recorded:
-            self._desk.counters.pictures.labels(self.artifact.name, judged.scored.decision).inc()
-            found |= await self._record(content, judged, asked)
-        return found
+        views = []
+        for (content, asked), one, anomaly_map, score in zip(pictures, seen, *found, strict=True):
+            path = Path(asked.file or "picture")
+            sample = Sample(path=path, category=category, split="test", is_anomalous=None, part=asked.part)
+            judged = judge_one(predictor, decider, sample, Prediction(anomaly_map, float(score)), one)
+            views.append(_View(content, asked, judged, one[1]))
+        return views
 
-    def _compute(self, pictures: Sequence[Floats]) -> list[tuple[Floats, float]]:
-        self._desk.counters.batch.labels(self.artifact.name).observe(len(pictures))
-        found = self.artifact.predictor.predict(np.stack(pictures))
-        return [(anomaly_map, float(score)) for anomaly_map, score in zip(*found, strict=True)]
+    def _compute(self, parts: Sequence[Floats]) -> list[Prediction[Floats]]:
+        """What is found in the views (V, 3, H, W) of each part."""
+        counts = [len(views) for views in parts]
+        self._desk.counters.batch.labels(self.artifact.name).observe(sum(counts))
+        found = self.artifact.predictor.predict_parts(
+            np.concatenate(parts), np.repeat(range(len(parts)), counts).tolist()
+        )
+        ends = np.cumsum(counts)[:-1]
+        return [Prediction(*one) for one in zip(*(np.split(values, ends) for values in found), strict=True)]
 
     def _decode(self, content: bytes, name: str) -> tuple[Floats, tuple[int, int]]:
         name = name or "the picture"
@@ -189,13 +227,50 @@ class Inspector:
             raise RequestError(not_among(f"category of {self.artifact.name}", asked[:100], known), 404)
         return asked or (known[0] if len(known) == 1 else "")
 
-    def _plain(self, judged: Judged, asked: Asked) -> dict[str, Any]:
+    async def _record(self, view: "_View", whole: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The number of the row, with what was decided of the `whole` part; or an "error"."""
+        desk = self._desk
+        desk.counters.pictures.labels(self.artifact.name, view.judged.scored.decision).inc()
+        if desk.write is None:
+            return {}
+        row = view.row(self.artifact, whole or {})
+        found: dict[str, Any] = {}
+        try:
+            place = desk.kept(row)
+            if place is not None and not place.exists():
+                await asyncio.get_running_loop().run_in_executor(desk.decoders, write_bytes, place, view.content)
+        except BlemishError as error:  # the row is worth more than the picture
+            found["error"] = f"the picture was not kept: {error}"
+        try:
+            # A caller who leaves now must not leave an inspection without its row.
+            found["id"] = await asyncio.shield(desk.write(row))
+        except BlemishError as error:
+            desk.counters.unrecorded.inc()
+            found["error"] = f"decided, but not recorded: {error}"
+        desk.trouble = found.get("error", "")
+        return found
+
+
+@dataclass(frozen=True)
+class _View:
+    """A picture, what was asked about it, and what was found."""
+
+    content: bytes
+    asked: Asked
+    judged: Judged
+    size: tuple[int, int]
+    """Height and width of its file."""
+
+    def plain(self, model: str) -> dict[str, Any]:
+        """As values that JSON knows."""
+        judged, asked = self.judged, self.asked
         found = {
-            "model": self.artifact.name,
+            "model": model,
             **judged.scored.plain(),
             "threshold": judged.decider.reject.value,
             "part": asked.part,
             "file": asked.file,
+            "size": list(self.size),
         }
         found.pop("path")
         if asked.heatmap:
@@ -205,41 +280,26 @@ class Inspector:
             found["picture"] = _uri(images.to_picture(judged.image), "JPEG")
         return found
 
-    async def _record(self, content: bytes, judged: Judged, asked: Asked) -> dict[str, Any]:
-        desk = self._desk
-        if desk.write is None:
-            return {}
-        row = self._row(content, judged, asked)
-        try:
-            place = desk.kept(row)
-            if place is not None and not place.exists():
-                await asyncio.get_running_loop().run_in_executor(desk.decoders, write_bytes, place, content)
-            # A caller who leaves now must not leave an inspection without its row.
-            number = await asyncio.shield(desk.write(row))
-        except BlemishError as error:
-            desk.trouble = str(error)
-            desk.counters.unrecorded.inc()
-            return {"error": f"decided, but not recorded: {error}"}
-        desk.trouble = ""
-        return {"id": number}
-
-    def _row(self, content: bytes, judged: Judged, asked: Asked) -> Inspection:
-        scored = judged.scored.plain()
+    def row(self, artifact: Artifact, whole: Mapping[str, Any]) -> Inspection:
+        """As the record has it."""
+        scored = self.judged.scored.plain()
         return Inspection(
             time=datetime.now(UTC),
-            model=self.artifact.name,
-            model_hash=self.artifact.digest,
-            category=judged.scored.category,
-            part=asked.part,
-            file=asked.file,
-            picture_hash=hashlib.sha256(content).hexdigest(),
-            threshold=judged.decider.reject.value,
+            model=artifact.name,
+            model_hash=artifact.digest,
+            category=self.judged.scored.category,
+            part=self.asked.part,
+            file=self.asked.file,
+            picture_hash=hashlib.sha256(self.content).hexdigest(),
+            threshold=self.judged.decider.reject.value,
             image_score=scored["image_score"],
             calibrated_score=scored["calibrated_score"],
-            map_maximum=_finite(float(judged.anomaly_map.max())),
-            appearance=appearance(judged.image),
-            decision=judged.scored.decision,
+            map_maximum=finite(float(self.judged.anomaly_map.max())),
+            appearance=appearance(self.judged.image),
+            decision=self.judged.scored.decision,
             regions=scored["regions"],
+            part_threshold=whole.get("part_threshold"),
+            part_decision=whole.get("part_decision"),
         )
 
 
@@ -260,7 +320,3 @@ def by_name(inspectors: Mapping[str, Inspector], name: str) -> Inspector:
 def _uri(picture: Any, kind: str) -> str:
     content = images.encode(picture, kind)
     return f"data:image/{kind.lower()};base64,{base64.b64encode(content).decode()}"
-
-
-def _finite(value: float) -> float | None:
-    return value if np.isfinite(value) else None

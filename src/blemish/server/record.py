@@ -50,7 +50,7 @@ class Inspection(Base):
     model: Mapped[str] = mapped_column(index=True)
     """The name that the server gave to the artifact."""
     model_hash: Mapped[str]
-    """SHA-256 of the artifact's file."""
+    """SHA-256 of the artifact's file; an .xml holds that of its .bin, so it speaks for both."""
     category: Mapped[str]
     """Whose threshold decided; empty when it was that of all together."""
     part: Mapped[str] = mapped_column(index=True)
@@ -69,6 +69,9 @@ class Inspection(Base):
     """What the picture looks like, whatever the model makes of it; see `blemish.appearance`."""
     decision: Mapped[str] = mapped_column(index=True)
     regions: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
+    part_threshold: Mapped[float | None] = mapped_column(default=None)
+    part_decision: Mapped[str | None] = mapped_column(default=None)
+    """What was decided of the part, where all its views were looked at together."""
     verdict: Mapped[str | None] = mapped_column(default=None)
     """What a person said: good or defective; None while nobody has."""
     verdict_time: Mapped[datetime | None] = mapped_column(Instant, default=None)

@@ -34,7 +34,9 @@ async function chooseCategory() {
   state.recent = [];
   try {
     const query = new URLSearchParams({ model: $("model").value, category: $("category").value, limit: 500 });
-    state.recent = (await get(`/records?${query}`)).records;
+    const { records } = await get(`/records?${query}`);
+    const newer = state.recent.filter((one) => !records.some((row) => row.id === one.id)); // came meanwhile
+    state.recent = [...newer, ...records];
   } catch (error) {
     if (error.status !== 404) fail(error); // 404: nothing is recorded here
   }

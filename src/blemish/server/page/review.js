@@ -36,6 +36,7 @@ function card(record) {
   const score = record.calibrated_score === null ? "not a number" : record.calibrated_score.toFixed(3);
   head.append(decision, ` ${score} · ${record.model} ${record.category}`);
   const when = new Date(record.time).toLocaleString();
+  if (record.part_decision) head.append(` · part: ${record.part_decision}`);
   item.append(head, made("p", [record.part, record.file].filter(Boolean).join(" · ") || `inspection ${record.id}`), made("p", when, "soft"));
   const said = made("p", "", "soft");
   said.setAttribute("role", "status");
