@@ -75,7 +75,7 @@ def bare(predictor: Predictor, count: int) -> float:
         return sum(len(predictor.predict(batch.images).image_score) for batch in batches)
 
     def in_flight() -> int:
-        return sum(len(prediction.image_score) for _, prediction in predictor.stream(batches))
+        return sum(len(prediction.image_score) for _, prediction in predictor.stream(batches, []))
 
     return max(per_second(one_by_one), per_second(in_flight))
 

@@ -247,9 +247,10 @@ SENTENCES = {
     "mvtec_ad_2":
         "MVTec layout, category can: 6 good pictures to learn from (2 of them held out to calibrate), "
         "2 good, 3 defective and 5 unlabelled to test, masks for all.",
-    "vad":
-        "MVTec layout, category vad: 4 good pictures to learn from (1 of them held out to calibrate), "
-        "2 good and 3 defective to test, no masks.",
+    "vad_repacked":
+        "MVTec layout, category vad: 4 good pictures to learn from (1 of them held out to calibrate) and "
+        "2 labelled defects, 2 good and 3 defective to test, no masks; 1 of the defective ones are of kinds that "
+        "are not among the labelled.",
     "folder_good_only":
         "Folder of pictures, category screws: 5 good pictures to learn from (1 of them held out to calibrate), "
         "none to test.",

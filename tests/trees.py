@@ -222,6 +222,18 @@ TREES: dict[str, Tree] = {
         {"can": Counts(4, 2, 3, 3, validation=2, unlabelled=5)},
     ),
     "vad": Tree(
+        "vad",
+        {
+            **some("vad/train/good/{}.png", 4, GOOD),
+            **some("vad/train/bad/{}.png", 2, BAD),
+            **some("vad/test/good/{}.png", 2, GOOD),
+            **some("vad/test/bad/{}.png", 2, BAD),
+            **some("vad/test/bad_unseen_defects/{}.png", 1, BAD),
+            "vad/low_shot_train.json": '{"0": ["1.png"], "1": ["0.png"]}',
+        },
+        {f"vad-{protocol}": Counts(4, 2, 3, 0) for protocol in ("one-class", "high-shot", "low-shot-0", "low-shot-1")},
+    ),
+    "vad_repacked": Tree(
         "mvtec",
         {
             **some("vad/train/good/{}.png", 4, GOOD),
@@ -229,7 +241,6 @@ TREES: dict[str, Tree] = {
             **some("vad/test/good/{}.png", 2, GOOD),
             **some("vad/test/bad/{}.png", 2, BAD),
             **some("vad/test/bad_unseen_defects/{}.png", 1, BAD),
-            "vad/low_shot_train.json": "{}",
         },
         {"vad": Counts(4, 2, 3, 0)},
     ),

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol, cast
 import numpy as np
 
 from blemish import images, registry
-from blemish.errors import ArtifactError, ConfigError, ShapeError
+from blemish.errors import ArtifactError, ConfigError, ImageError, ShapeError
 from blemish.files import replacing_together
 from blemish.headers import from_plain, versions
 from blemish.images import Floats, check_batch
@@ -37,6 +37,7 @@ from blemish.types import (
     Batch,
     Calibration,
     Decider,
+    Failure,
     Fitted,
     Parity,
     Policy,
@@ -55,6 +56,7 @@ BATCH = 4
 Run = Callable[[Floats], Prediction[Floats]]
 Look = Callable[[Floats, Sequence[Hashable]], Prediction[Floats]]
 Flow = Callable[[Iterable[Floats]], Iterator[Prediction[Floats]]]
+Explain = Callable[[Floats, Sequence[Hashable]], list[str]]
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,14 @@ class Export:
 class Predictor:
     """A trained detector at work: the same interface whatever file it came from."""
 
-    def __init__(self, header: Header, run: Run, look: Look | None = None, flow: Flow | None = None) -> None:
+    def __init__(
+        self,
+        header: Header,
+        run: Run,
+        look: Look | None = None,
+        flow: Flow | None = None,
+        explain: Explain | None = None,
+    ) -> None:
         """Joins a header and what computes.
 
         Args:
@@ -127,11 +136,13 @@ class Predictor:
             run: Gives the prediction for images (B, 3, H, W) float32 in [0, 1] of the artifact's size.
             look: The same where it is said what part each shows; for models that look at views together.
             flow: The same as `run` for many batches, in order, several at a time; where that is faster.
+            explain: Says what decided on images; for models that know.
         """
         self.header = header
         self._run = run
         self._look = look
         self._flow = flow
+        self._explain = explain
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -169,7 +180,7 @@ class Predictor:
             return self._run(check_batch(pictures, self.preprocessing.image_size))
         if not pictures:
             raise ShapeError("pictures is empty; expected at least one file or image.")
-        read = [self._run(self._read(pictures[at : at + BATCH])) for at in range(0, len(pictures), BATCH)]
+        read = [self._predict_files(pictures[at : at + BATCH]) for at in range(0, len(pictures), BATCH)]
         anomaly_map, image_score = (np.concatenate(parts) for parts in zip(*read, strict=True))
         return Prediction(anomaly_map, image_score)
 
@@ -188,15 +199,16 @@ class Predictor:
             raise ShapeError(f"there are {len(batch)} images and {len(parts)} names of parts; expected one for each.")
         return self._run(batch) if self._look is None else self._look(batch, parts)
 
-    def stream(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Prediction[Floats]]]:
+    def stream(self, batches: Iterable[Batch], failures: list[Failure]) -> Iterator[tuple[Batch, Prediction[Floats]]]:
         """Each batch with its prediction, in order; what computes may be some batches ahead of the caller.
 
         Args:
             batches: As `blemish.reading.read_parts` makes them with this predictor's preprocessing.
+            failures: Grows by the pictures that lack what belongs to them, such as a label map.
         """
         if self._flow is None:
             for batch in batches:
-                yield batch, self.predict_parts(batch.images, [part_of(sample) for sample in batch.samples])
+                yield from self._predicted(batch, failures)
             return
         begun: deque[Batch] = deque()
 
@@ -208,8 +220,34 @@ class Predictor:
         for prediction in self._flow(images_of()):
             yield begun.popleft(), prediction
 
-    def _read(self, paths: Sequence[str | Path]) -> Floats:
-        return np.stack([images.to_chw(images.read(path), self.preprocessing, str(path)) for path in paths])
+    def explain(self, images: Floats, parts: Sequence[Hashable]) -> list[str]:
+        """What decided on each of these images, in a few words; empty where the model can't say.
+
+        Args:
+            images: As `predict_parts` takes them.
+            parts: What part each shows.
+        """
+        batch = check_batch(images, self.preprocessing.image_size)
+        return [""] * len(batch) if self._explain is None else self._explain(batch, parts)
+
+    def _predict_files(self, paths: Sequence[str | Path]) -> Prediction[Floats]:
+        read = np.stack([images.to_chw(images.read(path), self.preprocessing, str(path)) for path in paths])
+        # As `parts.part_of` names pictures; the number keeps files that are given twice apart.
+        return self.predict_parts(read, [(str(place), "", str(path)) for place, path in enumerate(paths)])
+
+    def _predicted(self, batch: Batch, failures: list[Failure]) -> list[tuple[Batch, Prediction[Floats]]]:
+        """The batch with its prediction; in several pieces where a picture lacks what belongs to it."""
+        try:
+            return [(batch, self.predict_parts(batch.images, [part_of(sample) for sample in batch.samples]))]
+        except ImageError as error:
+            if len(batch.samples) == 1:
+                failures.append(Failure(batch.samples[0].path, str(error)))
+                return []
+        alone = [
+            Batch(batch.images[place : place + 1], [sample], [batch.sizes[place]])
+            for place, sample in enumerate(batch.samples)
+        ]
+        return [found for one in alone for found in self._predicted(one, failures)]
 
     @cached_property
     def _pooled(self) -> Calibration:
@@ -250,15 +288,35 @@ def save(detector: "Detector", path: str | os.PathLike[str], how: Export | None 
         ExportError: the file would not give what the detector gives.
         OutputError: the file can't be written.
     """
+    _write(detector, header_of(detector), Path(path), how)
+
+
+def header_of(detector: "Detector") -> Header:
+    """What an artifact of this detector says of itself.
+
+    Raises:
+        ConfigError: the detector has learned nothing yet.
+    """
     if detector.fitted is None:
         raise ConfigError("this detector has learned nothing yet; call its fit(data) before saving it.")
-    header = Header(
+    return Header(
         model=type(detector).__module__.rpartition(".")[2],
         config=dataclasses.asdict(detector.config),
         fitted=detector.fitted,
         versions=versions(),
     )
-    _write(detector, header, Path(path), how)
+
+
+def predictor(detector: "Detector", header: Header | None = None) -> Predictor:
+    """The predictor that a trained detector is, run by torch; its header is made if not given."""
+    from blemish.detector import explain, infer
+
+    return Predictor(
+        header or header_of(detector),
+        lambda batch: infer(detector, batch),
+        lambda batch, parts: infer(detector, batch, parts),
+        explain=lambda batch, parts: explain(detector, batch, parts),
+    )
 
 
 def export(source: str | os.PathLike[str], target: str | os.PathLike[str], how: Export | None = None) -> Header:

@@ -6,7 +6,7 @@ A dataset layout is one file in `datasets/`. It is a module with
 - `LEARNS_FROM: str`, where in a category's folder the good pictures to learn from lie, for example
   "train/good"; empty when that is not a matter of folders;
 - optionally `APART: bool`, True where no model may learn two categories, because what is good in one
-  is defective in another;
+  is defective, or tested, in another;
 - optionally `SPLITS_GOOD: bool`, True where folders don't say which good pictures are to be tested on:
   a share of them, whole parts, goes there after reading;
 - `categories(root: Path) -> list[str]`, the categories found in `root`, sorted; empty when `root`
@@ -31,7 +31,6 @@ from typing import Protocol, cast
 from blemish import images, registry
 from blemish.errors import ConfigError, DatasetError, not_among
 from blemish.parts import Views
-from blemish.reading import digest
 from blemish.types import Sample, Split
 
 # fmt: off
@@ -50,6 +49,9 @@ BAD_WORDS = frozenset({
 
 MASK_FOLDERS = frozenset({"mask", "masks", "ground_truth", "gt"})
 """Names of folders that hold masks and never pictures, in lower case."""
+
+LOW_SHOT = "low_shot_train.json"
+"""What tells VAD from the MVTec layout, which it has otherwise."""
 
 _MASK_ENDING = re.compile("_(mask|gt|label)$", re.IGNORECASE)
 
@@ -128,8 +130,8 @@ class Dataset:
             raise DatasetError(f"{self.root} has no pictures; expected good ones to learn from.")
         if self.apart and len(self.categories) > 1:
             raise DatasetError(
-                f"what is good in one category of {self.title} is abnormal in another, so no model may learn "
-                f"{' and '.join(self.categories)} together; choose one with --category."
+                f"what is good in one category of {self.title} may be abnormal or tested in another, so no model may "
+                f"learn {' and '.join(self.categories)} together; choose one with --category."
             )
         for category in self.categories:
             if not self.of(category).train:
@@ -186,29 +188,6 @@ def open_dataset(  # noqa: PLR0913 - each is an option of its own
     held_out.sort(key=lambda sample: (sample.category, str(sample.path)))
     apart = bool(getattr(module, "APART", False))
     return Dataset(module.TITLE, root, tuple(held_out), tuple(wanted), module.LEARNS_FROM, apart)
-
-
-def with_defects(data: Dataset, folder: Path) -> Dataset:
-    """The dataset with the pictures of a folder as defects to learn from; copies of them leave the test.
-
-    Raises:
-        DatasetError: no such folder, no pictures in it, or several categories.
-    """
-    if not folder.is_dir():
-        raise DatasetError(f"--defects {folder} is not a folder; expected one of defective pictures.")
-    if len(data.categories) != 1:
-        raise DatasetError(
-            f"--defects holds one category, but there are {len(data.categories)}: choose one with --category."
-        )
-    found = images.list_pictures(folder)
-    if not found:
-        raise DatasetError(f"--defects {folder} has no pictures (found: {_inside(folder)}); expected defective ones.")
-    category, known = data.categories[0], {digest(path) for path in found}
-    learn = [
-        Sample(path=path, category=category, split="train", is_anomalous=True, defect=folder.name) for path in found
-    ]
-    kept = [sample for sample in data.samples if not sample.is_anomalous or digest(sample.path) not in known]
-    return replace(data, samples=(*kept, *learn))
 
 
 def subfolders(folder: Path) -> list[Path]:
@@ -317,7 +296,7 @@ def _recognise(layout: str, root: Path) -> tuple[Layout, list[str]]:
             f"{root} does not have {expected}; expected a folder of pictures, or a manifest ending in .csv or .jsonl."
         )
     raise DatasetError(
-        f"{root} does not have {expected} (found: {_inside(root)}). Put good pictures into train/good, "
+        f"{root} does not have {expected} (found: {contents(root)}). Put good pictures into train/good, "
         "or see docs/data.md for the layouts and manifests that are understood."
     )
 
@@ -342,7 +321,7 @@ def _with_train_dir(samples: list[Sample], folder: Path, categories: list[str]) 
         for path in images.list_pictures(folder)
     ]
     if not learn:
-        raise DatasetError(f"--train-dir {folder} has no pictures (found: {_inside(folder)}); expected good ones.")
+        raise DatasetError(f"--train-dir {folder} has no pictures (found: {contents(folder)}); expected good ones.")
     places = {place for place in {sample.path.parent for sample in samples} if place.resolve() == folder.resolve()}
     return learn + [sample for sample in samples if sample.split != "train" and sample.path.parent not in places]
 
@@ -384,7 +363,7 @@ def _hash(seed: str, text: str) -> bytes:
     return hashlib.sha256(f"{seed}/{text}".encode("utf-8", "surrogateescape")).digest()
 
 
-def _inside(folder: Path) -> str:
+def contents(folder: Path) -> str:
     """What is in a folder, in words, for messages."""
     names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") or "nothing"
@@ -399,9 +378,9 @@ def _nothing_to_learn(root: Path, category: str, place: str) -> str:
     folder = root / category if (root / category).is_dir() else root
     good = folder / place
     lack = (
-        f"no pictures in {place} (found: {_inside(good)})"
+        f"no pictures in {place} (found: {contents(good)})"
         if good.is_dir()
-        else f"no {place} folder (found: {_inside(folder)})"
+        else f"no {place} folder (found: {contents(folder)})"
     )
     return (
         f"{category} has {lack}. Blemish learns from good pictures there: "
@@ -413,6 +392,8 @@ def _sentence(data: Dataset, category: str) -> str:
     learn = f"{_count(len(data.train) + len(data.validation), 'good picture')} to learn from"
     if data.validation:
         learn += f" ({len(data.validation)} of them held out to calibrate)"
+    if data.train_defects:
+        learn += f" and {_count(len(data.train_defects), 'labelled defect')}"
     labels = Counter(sample.is_anomalous for sample in data.test)
     places = {sample.path.parent for sample in data.test if sample.is_anomalous is False}
     split_here = any(sample.path.parent in places for sample in data.train)
@@ -429,7 +410,14 @@ def _sentence(data: Dataset, category: str) -> str:
         if number or (is_labelled and kind != "unlabelled")
     ]
     tested = " and ".join(filter(None, (", ".join(test[:-1]), test[-1]))) if test else "none"
-    return f"{data.title}, category {category}: {learn}, {tested} to test{_masks(data.test)}."
+    return f"{data.title}, category {category}: {learn}, {tested} to test{_masks(data.test)}{_unseen(data)}."
+
+
+def _unseen(data: Dataset) -> str:
+    """How many of the defective test pictures are of kinds that no labelled defect is of."""
+    known = {sample.defect for sample in data.train_defects}
+    unseen = sum(bool(sample.is_anomalous) and sample.defect not in known for sample in data.test)
+    return f"; {unseen} of the defective ones are of kinds that are not among the labelled" if known and unseen else ""
 
 
 def _masks(test: Iterable[Sample]) -> str:

@@ -21,6 +21,7 @@ from blemish import images, registry
 from blemish.appearance import NAMES, appearance
 from blemish.dataset import Dataset, hold_out
 from blemish.errors import ConfigError, DatasetError, not_among
+from blemish.headers import from_plain
 from blemish.images import Floats
 from blemish.nn.backbone import DEFAULT, fingerprint
 from blemish.parts import part_of
@@ -33,6 +34,7 @@ from blemish.types import (
     Failure,
     Fitted,
     Intensity,
+    LabelGain,
     Outcome,
     Policy,
     Prediction,
@@ -106,6 +108,10 @@ class Detector(nn.Module, ABC):
         """What `learn` sets if it trains by gradients; it goes into the artifact."""
         self.choices: dict[str, Choice] = {}
         """What `learn` sets if it chooses, say, channels; it goes into the artifact."""
+        self.importance: dict[str, float] = {}
+        """What `learn` sets if it knows what decides; it goes into the artifact."""
+        self.gain: LabelGain | None = None
+        """What `learn` sets if it learns from labelled defects; it goes into the artifact."""
 
     @abstractmethod
     def learn(self, data: Dataset, preprocessing: Preprocessing) -> None:
@@ -121,6 +127,10 @@ class Detector(nn.Module, ABC):
         A model that looks at each picture alone has nothing to do here.
         """
         return self(image)  # type: ignore[no-any-return]
+
+    def explain(self, image: Tensor, parts: Sequence[Hashable]) -> list[str]:  # noqa: ARG002 - for others
+        """What decided on each of the images (B, 3, H, W), in a few words; empty where the model can't say."""
+        return [""] * len(image)
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Takes over a saved `state_dict`; buffers that `learn` sizes take the saved size.
@@ -182,6 +192,8 @@ class Detector(nn.Module, ABC):
             learned_from=tuple(sorted(digest(sample.path) for sample in data.train if sample.path not in unread)),
             training=self.outcome,
             choices=self.choices,
+            importance=self.importance,
+            gain=self.gain,
         )
         return self
 
@@ -273,6 +285,16 @@ def preset_of(kind: type[Detector], model: str, preset: str) -> DetectorConfig:
     return kind.presets[preset]
 
 
+def from_header(model: str, values: Mapping[str, Any]) -> DetectorConfig:
+    """The configuration of `model` that an artifact's header holds as plain values.
+
+    Raises:
+        ConfigError: no such model.
+        TypeError: the values are not a configuration of it.
+    """
+    return from_plain(type(next(iter(find(model).presets.values()))), values)  # type: ignore[no-any-return]
+
+
 def configure(config: DetectorConfig, changes: Mapping[str, Any]) -> DetectorConfig:
     """`config` with some fields changed.
 
@@ -303,6 +325,12 @@ def infer(detector: Detector, image: Floats, parts: Sequence[Hashable] | None = 
     with torch.inference_mode():
         anomaly_map, image_score = detector.look(to_tensor(image, detector), parts or range(len(image)))
     return Prediction(anomaly_map.float().cpu().numpy(), image_score.float().cpu().numpy())
+
+
+def explain(detector: Detector, image: Floats, parts: Sequence[Hashable]) -> list[str]:
+    """What decided on images (B, 3, H, W) float32 in [0, 1], in a few words each; empty where it can't be said."""
+    with torch.inference_mode():
+        return detector.explain(to_tensor(image, detector), parts)
 
 
 def to_tensor(image: Floats, detector: Detector) -> Tensor:

@@ -25,6 +25,8 @@ Bools: TypeAlias = NDArray[np.bool_]
 Picture: TypeAlias = NDArray[Any]
 """(H, W, 3) RGB in the file's own depth: uint8, uint16 or float32."""
 
+GAP = 4
+"""White pixels between the pictures of a sheet."""
 CLIPPED = 0.001
 """Share of a picture's values that may lie outside the intensity rule."""
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
@@ -309,6 +311,20 @@ def overlay(
         contours, _ = cv2.findContours(area.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(drawn, contours, -1, colour, max(1, round(min(values.shape) / 128)))
     return np.asarray(drawn, np.uint8)
+
+
+def contact_sheet(pictures: Sequence[Picture], columns: int = 8) -> Picture:
+    """One picture (H, W, 3) uint8 of several of one size, in rows; white where the last row ends early."""
+    columns = min(len(pictures), columns)
+    drawn = [*pictures, *[np.full_like(pictures[0], 255)] * (-len(pictures) % columns)]
+    rows = [np.concatenate(drawn[first : first + columns], axis=1) for first in range(0, len(drawn), columns)]
+    return np.concatenate(rows)
+
+
+def pair(above: Picture, below: Picture) -> Picture:
+    """Two pictures (H, W, 3) uint8 of one size above each other, with white around each."""
+    gap = ((GAP // 2, GAP // 2), (GAP // 2, GAP // 2), (0, 0))
+    return np.concatenate([np.pad(half, gap, constant_values=255) for half in (above, below)])
 
 
 def to_picture(image: Floats) -> NDArray[np.uint8]:

@@ -109,7 +109,7 @@ def judge(
         policy: Another false-reject rate than the artifact's own.
     """
     deciders = {category: predictor.decider(category, policy) for category in {item.category for item in samples}}
-    for batch, prediction in predictor.stream(read_parts(samples, predictor.preprocessing, BATCH, failures)):
+    for batch, prediction in predictor.stream(read_parts(samples, predictor.preprocessing, BATCH, failures), failures):
         rows = zip(batch.samples, batch.images, batch.sizes, *prediction, strict=True)
         for sample, image, size, anomaly_map, image_score in rows:
             found = Prediction(anomaly_map, float(image_score))

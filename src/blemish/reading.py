@@ -85,7 +85,12 @@ def read_image(path: Path, preprocessing: Preprocessing) -> tuple[images.Floats,
 
 def digest(path: Path) -> str:
     """A short fingerprint of a file's content."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    return short(hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def short(sha256: str) -> str:
+    """The fingerprint of a file's content whose SHA-256 is known."""
+    return sha256[:16]
 
 
 def read_mask(sample: Sample, size: tuple[int, int]) -> images.Bools | None:

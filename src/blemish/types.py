@@ -313,6 +313,54 @@ themselves or of the threshold, scores by 1e-06 (accepted: 0.001); 0 of 9 decisi
         return f" On the test set: {', '.join(each)}." if self.metrics else ""
 
 
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """How well scores tell defective pictures from good ones."""
+
+    auroc: float
+    """Area under the ROC curve."""
+    fpr_at_95_tpr: float
+    """Share of the good pictures that the threshold stops which stops 95 % of the defective ones."""
+    miss_rate: float
+    """Share of the defective pictures that pass the threshold for the false-reject rate asked for."""
+
+    def sentence(self) -> str:
+        """All of it in words.
+
+        >>> Quality(0.98, 0.1, 0.25).sentence()
+        'AUROC 0.9800, 10.0 % of good ones stopped to stop 95 % of the defective, 25.0 % missed'
+        """
+        return (
+            f"AUROC {self.auroc:.4f}, {100 * self.fpr_at_95_tpr:.1f} % of good ones stopped to stop 95 % of the "
+            f"defective, {100 * self.miss_rate:.1f} % missed"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LabelGain:
+    """What labelled defects brought, on pictures that were not learned from."""
+
+    base: str
+    """The detector without labels; of several, the one with the highest AUROC."""
+    good: int
+    """Good pictures that were judged."""
+    defective: int
+    """Labelled defects that were judged, in turn by forests that have not learned from them."""
+    max_false_reject: float
+    """Rate of stopped good parts that misses are counted at."""
+    without: Quality
+    """The base alone."""
+    supervised: Quality
+    """With labels: the mean of several cross-validations."""
+    better: float
+    """Share of resamples of these pictures in which labels raise the AUROC."""
+
+    @property
+    def is_recommended(self) -> bool:
+        """Whether labels help for certain enough: in 9 of 10 resamples, and no defect more is missed."""
+        return self.better >= 0.9 and self.supervised.miss_rate <= self.without.miss_rate
+
+
 @dataclass(frozen=True)
 class Fitted:
     """What `fit` found out beside the weights."""
@@ -329,6 +377,10 @@ class Fitted:
     """How the training by gradients went, if the model has one."""
     choices: dict[str, Choice] = field(default_factory=dict)
     """What was chosen from → what was kept of it, if the model chooses."""
+    importance: dict[str, float] = field(default_factory=dict)
+    """What decides → its share in the decisions, largest first, if the model can say."""
+    gain: LabelGain | None = None
+    """What labelled defects brought, if the model learned from any."""
 
     def __post_init__(self) -> None:
         if not self.calibrations:

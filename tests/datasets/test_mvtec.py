@@ -62,7 +62,7 @@ def test_an_exact_stem_goes_before_an_ending(tmp_path: Path) -> None:
 
 
 def test_defective_training_pictures_are_kept_but_not_learned_from(tmp_path: Path) -> None:
-    data = open_dataset("auto", grow(tmp_path, TREES["vad"].files))
+    data = open_dataset("auto", grow(tmp_path, TREES["vad_repacked"].files))
     bad = [sample for sample in data.samples if sample.split == "train" and sample.is_anomalous]
     assert [sample.path.name for sample in bad] == ["0.png", "1.png"]
     assert not set(bad) & set(data.train + data.validation)

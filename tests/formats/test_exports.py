@@ -202,15 +202,15 @@ def test_who_leaves_a_stream_early_or_asks_again_gets_the_same(exported):
     predictor = blemish.load(exported("patchcore", ".xml"))
     images = [np.random.default_rng(item).random((1 + item % 3, 3, 64, 64), np.float32) for item in range(12)]
     batches = [Batch(image, (), ()) for image in images]
-    first, prediction = next(iter(predictor.stream(batches)))
+    first, prediction = next(iter(predictor.stream(batches, [])))
     assert first is batches[0]
     kept = prediction.anomaly_map.copy()
-    again = list(predictor.stream(iter(batches)))
+    again = list(predictor.stream(iter(batches), []))
     np.testing.assert_array_equal(prediction.anomaly_map, kept)  # no request writes into what was given out
     assert [batch for batch, _ in again] == batches
     for batch, found in again:
         np.testing.assert_allclose(found.anomaly_map, predictor.predict(batch.images).anomaly_map, rtol=1e-5, atol=1e-6)
-    assert list(predictor.stream([])) == []
+    assert list(predictor.stream([], [])) == []
 
 
 def test_an_error_of_the_reader_comes_through_a_stream(exported):
@@ -219,7 +219,7 @@ def test_an_error_of_the_reader_comes_through_a_stream(exported):
         raise RuntimeError("the disk is gone")
 
     with pytest.raises(RuntimeError, match="the disk is gone"):
-        list(blemish.load(exported("patchcore", ".xml")).stream(broken()))
+        list(blemish.load(exported("patchcore", ".xml")).stream(broken(), []))
 
 
 def test_int8_is_calibrated_proven_and_scored(fitted, cloth, tmp_path, capsys):

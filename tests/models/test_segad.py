@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,18 @@ from sklearn.metrics import roc_auc_score
 
 import blemish
 import textures
-from blemish.dataset import Dataset, with_defects
+from blemish import artifact
+from blemish.components import numbered
+from blemish.dataset import Dataset
+from blemish.defects import with_defects
 from blemish.detector import infer
 from blemish.errors import ArtifactError, ConfigError, DatasetError, ShapeError
-from blemish.models.segad import SEEDS, draw_defects, features, numbered
+from blemish.models.segad import SEEDS, draw_defects
 from blemish.nn.forest import Forest, ForestConfig
+from blemish.nn.map_features import features
+from blemish.parts import part_of
+from blemish.reading import read_image
+from blemish.types import Prediction
 
 
 def waves(number: int) -> np.ndarray:
@@ -183,7 +191,7 @@ def test_aligned_and_found_components(root, data, tmp_path):
     picture[:, 40:] = 200
     Image.fromarray(picture).save(tmp_path / "parts.png")
     static = create(root, components=f"static:{tmp_path / 'parts.png'}").fit(data)
-    assert static.static.shape == (64, 64)
+    assert static.components.static.shape == (64, 64)
     assert len(static.forest.gain) == 9
     found = create(root, components="foreground").fit(data)
     assert len(found.names()) == len(found.forest.gain) == 9
@@ -242,5 +250,101 @@ def test_copies_of_defects_leave_the_test(root, tmp_path):
 
 def test_a_picture_whose_map_is_not_a_number_is_never_good(fitted, monkeypatch):
     broken = [np.full((1, 64, 64), np.nan, np.float32)]
-    monkeypatch.setattr(type(fitted), "_maps", lambda self, image: broken)
+    monkeypatch.setattr(type(fitted), "_look_up", lambda self, image, parts: [Prediction(broken[0], np.ones(1))])
     assert np.isnan(infer(fitted, np.zeros((1, 3, 64, 64), np.float32)).image_score).all()
+
+
+def labelled(root: Path, data: Dataset, folder: Path) -> Path:
+    """A label map for each picture, laid out like the pictures: the left half is another component."""
+    for number, sample in enumerate(data.samples):
+        picture = np.zeros(textures.SIZE, np.uint8)
+        picture[:, :40] = 7
+        base = root if root in sample.path.parents else defects(root)
+        file = folder / sample.path.relative_to(base)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if number % 2:
+            np.save(file.with_suffix(".npy"), picture.astype(np.int32))
+        else:
+            Image.fromarray(picture).save(file)
+    return folder
+
+
+def test_label_maps_are_found_by_the_folders_of_their_pictures(root, data, tmp_path):
+    folder = labelled(root, data, tmp_path / "labels")
+    detector = create(root, components=f"folder:{folder}").fit(data)
+    assert len(detector.names()) == len(detector.forest.gain) == 9
+    assert detector.failures == []
+    blemish.save(detector, tmp_path / "s.blemish")
+    predictor = blemish.load(tmp_path / "s.blemish", device="cpu")
+    sample = data.test[0]
+    static = detector.components.labels(np.zeros((3, 64, 64), np.float32), sample.path)
+    assert (static[:, :32] == 1).all()
+    assert not static[:, 32:].any()
+    assert predictor.predict(sample.path).image_score.shape == (1,)
+    assert blemish.score(predictor, data).results.metrics["cloth"]["image_auroc"] == 1.0
+    with pytest.raises(ConfigError, match="found by the files of pictures"):
+        predictor.predict(np.zeros((1, 3, 64, 64), np.float32))
+
+
+def test_pictures_whose_label_map_does_not_fit_are_named(root, data, tmp_path):
+    folder = labelled(root, data, tmp_path / "labels")
+    file = next(folder.rglob("cloth/train/good/*"))
+    lost = next(path for path in sorted(folder.rglob("cloth/train/good/*")) if path != file)
+    lost.unlink()
+    file.unlink()
+    Image.fromarray(np.zeros((10, 10), np.uint8)).save(file.with_suffix(".png"))
+    detector = create(root, components=f"folder:{folder}").fit(data)
+    reasons = {failure.path.stem: failure.reason for failure in detector.failures}
+    assert "has no label map in" in reasons[lost.stem]
+    assert "has 10x10 pixels and the picture 72x80" in reasons[file.stem]
+    blemish.save(detector, tmp_path / "s.blemish")
+    tested = [sample for sample in data.test if "good" in sample.path.parts]
+    strange = next(folder.rglob(f"cloth/test/good/{tested[0].path.stem}.*"))
+    strange.unlink()
+    Image.fromarray(np.full(textures.SIZE, 9, np.uint8)).save(strange.with_suffix(".png"))
+    next(folder.rglob(f"cloth/test/good/{tested[1].path.stem}.*")).unlink()
+    report = blemish.score(blemish.load(tmp_path / "s.blemish", device="cpu"), data)
+    assert [failure.path for failure in report.failures] == [tested[0].path, tested[1].path]
+    assert "the value 9, which no map had" in report.failures[0].reason
+    with pytest.raises(DatasetError, match="no such folder"):
+        create(root, components=f"folder:{tmp_path / 'nowhere'}").fit(data)
+
+
+def test_one_label_map_for_two_pictures_is_refused(root, data, tmp_path):
+    Image.fromarray(np.zeros(textures.SIZE, np.uint8)).save(tmp_path / "000.png")
+    good, twin = (root / "cloth" / folder / "000.png" for folder in ("train/good", "test/good"))
+    samples = [replace(data.test[0], path=path) for path in (good, twin)]
+    with pytest.raises(DatasetError, match="both find the label map"):
+        create(root, components=f"folder:{tmp_path}").components.usable(samples, [])
+
+
+def test_maps_out_of_fold_let_all_good_pictures_teach(root, data):
+    detector = create(root, out_of_fold=2).fit(data)
+    base = blemish.load(defects(root) / "base.blemish").header.fitted.learned_from
+    assert len(detector.fitted.learned_from) == 12 + 5
+    assert set(base) < set(detector.fitted.learned_from)
+    assert len(detector.fitted.calibrations["cloth"].image_scores) == 12
+    assert detector.fitted.gain.good == 12
+    with pytest.raises(DatasetError, match="12 good pictures trained the base and 12 did not"):
+        create(root, out_of_fold=7).fit(data)
+    with pytest.raises(ConfigError, match="--out-of-fold is 1"):
+        create(root, out_of_fold=1)
+
+
+def test_what_decides_is_known(fitted, data):
+    assert sum(fitted.fitted.importance.values()) == pytest.approx(1)
+    assert list(fitted.fitted.importance) == sorted(
+        fitted.fitted.importance, key=fitted.fitted.importance.__getitem__, reverse=True
+    )
+    bad = next(sample for sample in data.test if sample.is_anomalous)
+    predictor = artifact.predictor(fitted)
+    (words,) = predictor.explain(read_image(bad.path, predictor.preprocessing)[0][None], [part_of(bad)])
+    assert "base.blemish" in words
+    assert "(+" in words
+
+
+def test_what_labels_brought_is_kept(fitted):
+    gain = fitted.fitted.gain
+    assert (gain.base, gain.good, gain.defective, gain.max_false_reject) == ("base.blemish", 6, 5, 0.01)
+    assert gain.without.auroc == 1.0
+    assert not gain.is_recommended  # what is perfect already gets no better

@@ -5,9 +5,10 @@ import torch
 import textures
 from blemish import cli, images, open_dataset
 from blemish.errors import ConfigError, DatasetError
+from blemish.images import GAP
 from blemish.synthesis.perlin import Recipe
 from blemish.synthesis.pictures import Group, Pictures, mirrored, read_groups
-from blemish.synthesis.preview import GAP, sheet
+from blemish.synthesis.preview import sheet
 from blemish.synthesis.sources import parse
 from blemish.types import Preprocessing
 

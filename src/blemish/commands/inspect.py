@@ -44,6 +44,15 @@ class Inspect:
             say(f"Training: {header.fitted.training.sentence()}")
         for name, choice in header.fitted.choices.items():
             say(f"{name}: {_sentence(choice)}")
+        if header.fitted.importance:
+            best = list(header.fitted.importance.items())
+            more = f", and {len(best) - NAMED} more" if len(best) > NAMED else ""
+            named = ", ".join(f"{name} {100 * share:.1f} %" for name, share in best[:NAMED])
+            say(f"What decides: {named}{more}")
+        if header.fitted.gain is not None:
+            from blemish.label_gain import sentences
+
+            say("\n".join(sentences(header.fitted.gain)))
         for category in predictor.categories:
             for sentence in predictor.decider(category).sentences():
                 say(f"{category}: {sentence}")

@@ -14,7 +14,7 @@ ground_truth/<defect>/<part>. The relatives differ by words, which the tables be
     MVTec 3D-AD              pictures in <split>/<defect>/rgb, masks in <split>/<defect>/gt; validation
     MVTec LOCO, AutoVI       a folder of masks for each picture, ground_truth/<defect>/<stem>/*.png
     MVTec AD 2               validation/good, test_public with its own ground_truth, test_private unlabelled
-    VAD                      train/bad, which is kept and labelled; test/bad_unseen_defects; no masks
+    VAD, repacked            without its list of labelled defects; train/bad is kept and labelled
     VisA prepared, 2cls      masks in ground_truth/train/bad and ground_truth/test/bad
     BMAD                     valid; pictures in <split>/<defect>/img, masks in <split>/<defect>/label
 """
@@ -24,6 +24,7 @@ from pathlib import Path
 from blemish import images
 from blemish.dataset import (
     GOOD_WORDS,
+    LOW_SHOT,
     MASK_FOLDERS,
     category_folder,
     category_names,
@@ -77,6 +78,8 @@ def read(root: Path, category: str) -> list[Sample]:
 
 
 def _is_category(folder: Path) -> bool:
+    if (folder / LOW_SHOT).is_file():
+        return False
     places = [place for place in subfolders(folder) if word(place.name) in _FOLDERS]
     return any(subfolders(place) and not images.has_pictures(place) for place in places)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError
 
 from blemish import headers
-from blemish.artifact import Export, Header, Predictor, not_an_artifact
+from blemish.artifact import Export, Header, Predictor, not_an_artifact, predictor
 from blemish.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -35,15 +35,10 @@ def load(path: Path, device: str) -> Predictor:
     """The detector in the file, run by torch."""
     header = read_header(path)
     detector = restore(path)
-    from blemish import detector as detectors
     from blemish.training import choose_device
 
     detector.to(choose_device(device))
-    return Predictor(
-        header,
-        lambda batch: detectors.infer(detector, batch),
-        lambda batch, parts: detectors.infer(detector, batch, parts),
-    )
+    return predictor(detector, header)
 
 
 def restore(path: Path) -> "Detector":
@@ -55,7 +50,7 @@ def restore(path: Path) -> "Detector":
 
     kind = detectors.find(header.model)
     try:
-        config = headers.from_plain(type(next(iter(kind.presets.values()))), header.config)
+        config = detectors.from_header(header.model, header.config)
         detector: Detector = kind(config, "random")
         detector.restore(load_file(path))
     except (RuntimeError, SafetensorError, TypeError, ValueError) as error:

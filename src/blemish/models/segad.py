@@ -6,38 +6,50 @@ base detector; a boosted random forest learns from them which pictures are defec
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import shutil
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import ClassVar, Self
 
-import cv2
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from blemish import artifact, images
+from blemish import artifact, components, folds, images
+from blemish.components import Components
 from blemish.dataset import Dataset, hold_out
-from blemish.detector import Detector, DetectorConfig, to_tensor
-from blemish.errors import ArtifactError, ConfigError, DatasetError, ShapeError
+from blemish.detector import Detector, DetectorConfig
+from blemish.errors import ArtifactError, ConfigError, DatasetError
 from blemish.images import Bools, Floats
-from blemish.nn.clusters import Clusters
+from blemish.label_gain import label_gain
+from blemish.nn import map_features
 from blemish.nn.forest import Forest, ForestConfig, platt
+from blemish.nn.map_features import features
+from blemish.parts import part_of
 from blemish.progress import bar
-from blemish.reading import digest, read_batches
-from blemish.synthesis.foreground import foreground
+from blemish.reading import digest, read_parts
 from blemish.training import generator
-from blemish.types import Policy, Prediction, Preprocessing, Sample
+from blemish.types import Failure, Policy, Prediction, Preprocessing, Sample
 
-Labels = NDArray[np.uint8]
-STATISTICS = ("q995", "skewness", "kurtosis", "mean")
 SEEDS = (333, 576, 725, 823, 831, 902, 226, 598, 874, 589)
 """Seeds of the paper's ten draws of labelled defects."""
 FOLDS = 5
 """Parts that the rows are cut into, to learn what margins are worth on pictures not learned from."""
-MOST_COMPONENTS = 64
+REPEATS = 3
+"""Times that this is done, to see what labels bring."""
+NAMED = 2
+"""Features that are named as what decided, at most."""
+
+
+@dataclass
+class _Rows:
+    """What is known of pictures."""
+
+    features: list[Floats] = field(default_factory=list)
+    scores: list[Floats] = field(default_factory=list)
+    """Image score of each base."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,27 +60,22 @@ class SegADConfig(DetectorConfig, ForestConfig):
     """Artifacts of the detectors whose maps are looked at; they become part of the new artifact."""
     components: str = "none"
     """How pictures fall into components: none (one component), foreground (part and background, found
-    in each picture), cluster:K (K parts found in the good pictures by their features), or static:FILE
-    (a label picture for aligned parts, one value or colour for each)."""
+    in each picture), cluster:K (K parts found in the good pictures by their features), static:FILE
+    (a label picture for aligned parts, one value or colour for each), or folder:DIR (a label map for each
+    picture, in folders like the picture's or with its name)."""
+    out_of_fold: int = 0
+    """Fit each base anew so many times, each time without some of the pictures that it has learned from, which
+    these fits then look at: so the forest can learn from them, too. 0: it learns from other good pictures."""
     calibration_fraction: float = 0.5
     """Share of the good pictures the bases have not learned from that sets the threshold; the forest
-    learns from the others."""
+    learns from the others. With --out-of-fold all of them set it."""
 
     def __post_init__(self) -> None:
         DetectorConfig.__post_init__(self)
         ForestConfig.__post_init__(self)
-        kind, _, rest = self.components.partition(":")
-        is_known = {
-            "none": not rest,
-            "foreground": not rest,
-            "static": bool(rest),
-            "cluster": rest.isdecimal() and 2 <= int(rest) <= MOST_COMPONENTS,
-        }
-        if not is_known.get(kind):
-            raise ConfigError(
-                f'--components is "{self.components}"; expected none, foreground, static:FILE, '
-                f"or cluster:K with K from 2 to {MOST_COMPONENTS}."
-            )
+        components.parse(self.components)
+        if self.out_of_fold < 0 or self.out_of_fold == 1:
+            raise ConfigError(f"--out-of-fold is {self.out_of_fold}; expected 0 (none), or 2 and more.")
         if not 0 < self.calibration_fraction < 1:
             raise ConfigError(
                 f"--calibration-fraction is {self.calibration_fraction}; expected a share between 0 and 1."
@@ -89,27 +96,15 @@ class SegAD(Detector):
 
     def __init__(self, config: SegADConfig, backbone_weights: str = "default") -> None:
         super().__init__(config)
-        kind, _, rest = config.components.partition(":")
-        self.clusters = Clusters(config.backbone, backbone_weights, int(rest)) if kind == "cluster" else None
+        self.components = Components(config.components, config.backbone, backbone_weights)
         self.forest = Forest()
-        self.static: Tensor
-        """(H, W) uint8 component of each pixel; empty unless components are static."""
         self.platt: Tensor
         """(2,) slope and offset of the probability."""
-        self.register_buffer("static", torch.zeros(0, 0, dtype=torch.uint8))
         self.register_buffer("platt", torch.tensor([1.0, 0.0]))
         for number in range(len(config.base)):
             self.register_buffer(f"base_{number}", torch.zeros(0, dtype=torch.uint8))
+        self._weights, self._policy = backbone_weights, Policy()
         self._opened: tuple[torch.device, list[artifact.Predictor]] | None = None
-
-    @property
-    def count(self) -> int:
-        """The number of components."""
-        if self.static.numel():
-            return int(self.static.max()) + 1
-        if self.clusters is not None:
-            return len(self.clusters.centres)
-        return 2 if self.config.components == "foreground" else 1
 
     def fit(self, data: Dataset, policy: Policy | None = None) -> Self:
         """The detector itself, after learning from labelled defects and good pictures that are new to the bases.
@@ -124,8 +119,14 @@ class SegAD(Detector):
             DatasetError: fewer than 2 defects, fewer than 3 new good pictures, several categories.
         """
         self._take_bases()
+        self._policy = policy or Policy()
         known = {picture for base in self._bases() for picture in base.header.fitted.learned_from}
-        super().fit(self._new_to_bases(data, known), policy)
+        lost: list[Failure] = []
+        usable = self.components.usable([*data.train, *data.validation, *data.train_defects], lost)
+        paths = {sample.path for sample in usable}
+        kept = [sample for sample in data.samples if sample.split == "test" or sample.path in paths]
+        super().fit(self._chosen(replace(data, samples=tuple(kept)), known), policy)
+        self.failures = lost + self.failures
         if self.fitted is not None:
             own = {*self.fitted.learned_from, *(digest(sample.path) for sample in data.train_defects)}
             self.fitted = replace(self.fitted, learned_from=tuple(sorted(own | known)))
@@ -133,50 +134,56 @@ class SegAD(Detector):
 
     def learn(self, data: Dataset, preprocessing: Preprocessing) -> None:
         """Grows the forest on good pictures, then defects."""
-        if self.config.components.startswith("static:"):
-            file = Path(self.config.components.partition(":")[2])
-            self.static = torch.from_numpy(numbered(images.read(file), str(file), self.config.image_size))
-        if self.clusters is not None:
-            batches = read_batches(data.train, preprocessing, self.config.batch_size, [])  # failures are noted below
-            draw = generator(self.config.seed, 0)
-            with torch.inference_mode():
-                self.clusters.learn((to_tensor(each.images, self) for each in batches), len(data.train), draw)
-            self._round()
-        rows, is_defective = [], []
-        for samples, defective in ((data.train, False), (data.train_defects, True)):
-            found = self._read_rows(samples, preprocessing)
-            rows += found
-            is_defective += [defective] * len(found)
-        table, labels = np.array(rows, np.float32), np.array(is_defective)
+        self.components.learn(data.train, preprocessing, self.config.batch_size, generator(self.config.seed, 0))
+        self._round()
+        good, bad = self._rows(data, preprocessing)
+        table = np.array(good.features + bad.features, np.float32)
+        scores = np.array(good.scores + bad.scores, np.float32)
+        labels = np.arange(len(table)) >= len(good.features)
         if labels.sum() < 2 or (~labels).sum() < 2:
             raise DatasetError(
                 f"{labels.sum()} defective and {(~labels).sum()} good pictures can be read; SegAD learns from 2 of "
                 "each at least, better 10 defects and more."
             )
+        self.config = replace(self.config, base=_different([Path(name).name for name in self.config.base]))
         self.forest = self._grow(table, labels)
         if not self.forest.gain.any():
             raise DatasetError(
                 f"{(~labels).sum()} good and {labels.sum()} defective pictures give the forest nothing to split on: "
                 "they are too few, or the maps of the bases do not tell them apart. Fit the base with "
-                "--validation-fraction 0.5, so that more good pictures are new to it, or add pictures."
+                "--validation-fraction 0.5, so that more good pictures are new to it, use --out-of-fold 3, or add "
+                "pictures."
             )
-        margins, judged = self.held_out_margins(table, labels)
+        folded = [self.held_out_margins(table, labels, number) for number in range(REPEATS)]
+        margins, judged = folded[0]
         self.platt = torch.tensor(platt(margins[judged], labels[judged]))
-        self.config = replace(self.config, base=tuple(Path(name).name for name in self.config.base))
+        by_gain = sorted(zip(self.forest.gain.tolist(), self.names(), strict=True), key=lambda pair: -pair[0])
+        self.importance = {name: gain for gain, name in by_gain if gain > 0}
+        for _, own in folded:
+            judged = judged & own & np.isfinite(scores).all(1)
+        if 0 < labels[judged].sum() < judged.sum():
+            alone = dict(zip(self.config.base, scores[judged].T, strict=True))
+            supervised = [found[judged] for found, _ in folded]
+            self.gain = label_gain(alone, supervised, labels[judged], self._policy.max_false_reject)
 
-    def forward(self, image: Tensor) -> Prediction[Tensor]:
+    def look(self, image: Tensor, parts: Sequence[Hashable]) -> Prediction[Tensor]:
         """The mean of the bases' maps, each scaled by its own good pictures, and the forest's margin."""
-        maps = self._maps(image.cpu().numpy())
+        seen = image.cpu().numpy()
+        maps = [each.anomaly_map for each in self._look_up(seen, parts)]
         scaled = [
             (each - low) / (high - low)
             for each, (low, high) in zip(maps, (base.decider().heat_span for base in self._bases()), strict=True)
         ]
         size = (image.shape[2], image.shape[3])
         anomaly_map = np.mean([[images.resize(one, size) for one in each] for each in scaled], axis=0, dtype=np.float32)
-        features = torch.from_numpy(self._features(image.cpu().numpy(), maps)).to(image.device)
+        features = torch.from_numpy(self._features(seen, maps, _files(parts))).to(image.device)
         margin = self.forest(features)
         broken = torch.from_numpy(~np.isfinite(anomaly_map).all(axis=(1, 2))).to(image.device)
         return Prediction(torch.from_numpy(anomaly_map).to(image.device), margin.masked_fill(broken, math.nan))
+
+    def forward(self, image: Tensor) -> Prediction[Tensor]:
+        """The same for images that are not views of one part."""
+        return self.look(image, range(image.shape[0]))
 
     def probability(self, margin: Tensor) -> Tensor:
         """The probability (B,) of a defect, as common as among the pictures learned from, of margins (B,)."""
@@ -184,14 +191,21 @@ class SegAD(Detector):
 
     def names(self) -> list[str]:
         """What each feature is, in words, in the order of the forest's columns."""
-        bases = self.config.base
-        found = [
-            f"{name} of {base} in component {part}"
-            for part in range(self.count)
-            for base in bases
-            for name in STATISTICS
-        ]
-        return found + [f"maximum of {base}" for base in bases]
+        return map_features.names(self.components.count, self.config.base)
+
+    def explain(self, image: Tensor, parts: Sequence[Hashable]) -> list[str]:
+        """The features that moved the margin of each image (B, 3, H, W) most towards its decision."""
+        seen = image.cpu().numpy()
+        rows = torch.from_numpy(
+            self._features(seen, [each.anomaly_map for each in self._look_up(seen, parts)], _files(parts))
+        ).to(image.device)
+        margins, shares = self.forest(rows).tolist(), self.forest.contributions(rows).cpu().numpy()
+        found, names = [], self.names()
+        for margin, own in zip(margins, shares, strict=True):
+            towards = own if margin > 0 else -own
+            best = [place for place in np.argsort(-towards)[:NAMED] if towards[place] > 0]
+            found.append(", ".join(f"{names[place]} ({own[place]:+.2g})" for place in best))
+        return found
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Takes over a saved state, and opens the bases in it."""
@@ -204,12 +218,18 @@ class SegAD(Detector):
             raise ValueError("a tree asks for a feature that there is not")
         self._bases()
 
-    def held_out_margins(self, table: Floats, labels: Bools) -> tuple[Floats, Bools]:
-        """Margins (N,) by forests that have not learned from the row, and which rows have one."""
+    def held_out_margins(self, table: Floats, labels: Bools, number: int = 0) -> tuple[Floats, Bools]:
+        """Margins (N,) by forests that have not learned from the row, and which rows have one.
+
+        Args:
+            table: Features (N, D).
+            labels: Which rows are defective, (N,).
+            number: Of the cross-validation; each cuts the rows in another way.
+        """
         folds = np.zeros(len(labels), int)
         for kind in (False, True):
             rows = np.flatnonzero(labels == kind)
-            draw = np.random.default_rng([self.config.seed, int(kind)])
+            draw = np.random.default_rng([self.config.seed, int(kind), number])
             folds[draw.permutation(rows)] = np.arange(len(rows)) % FOLDS
         margins = np.zeros(len(labels), np.float32)
         judged = np.zeros(len(labels), bool)
@@ -225,36 +245,56 @@ class SegAD(Detector):
         weight = float((~labels).sum() / labels.sum())
         return Forest.grown(table, labels, weight, self.config.seed, self.config).to(self.device)
 
-    def _read_rows(self, samples: Sequence[Sample], preprocessing: Preprocessing) -> list[Floats]:
-        rows: list[Floats] = []
+    def _rows(self, data: Dataset, preprocessing: Preprocessing) -> tuple[_Rows, _Rows]:
+        """What the forest learns from: the rows of the good pictures, and of the defects."""
+        good, bad, count = data.train, data.train_defects, self.config.out_of_fold
+        found = (_Rows(), _Rows())
+        if not count:
+            for rows, samples in zip(found, (good, bad), strict=True):
+                self._read_rows(rows, samples, preprocessing, self._bases())
+            return found
+        fold = folds.assign(good, count, self.config.seed)
+        place = None if self.unfinished is None else self.unfinished.with_name(f"{self.unfinished.name}-folds")
+        for number in range(count):
+            inside = [sample for sample, own in zip(good, fold, strict=True) if own == number]
+            others = folds.without(data, inside)
+            bases = [
+                folds.refit(
+                    base.header, others, self.device, self._weights, place and place / f"{number}-{name}.blemish"
+                )
+                for name, base in enumerate(self._bases())
+            ]
+            # Defects are looked at by each in turn, so that no detector is for one kind alone.
+            self._read_rows(found[0], inside, preprocessing, bases)
+            self._read_rows(found[1], bad[number::count], preprocessing, bases)
+        if place is not None:
+            shutil.rmtree(place, ignore_errors=True)
+        return found
+
+    def _read_rows(
+        self, rows: _Rows, samples: Sequence[Sample], preprocessing: Preprocessing, bases: Sequence[artifact.Predictor]
+    ) -> None:
         with bar("Look at the maps", len(samples)) as drawn:
-            for batch in read_batches(samples, preprocessing, self.config.batch_size, self.failures):
-                rows += list(self._features(batch.images, self._maps(batch.images)))
+            for batch in read_parts(samples, preprocessing, self.config.batch_size, self.failures):
+                parts = [part_of(sample) for sample in batch.samples]
+                found = self._look_up(batch.images, parts, bases)
+                rows.features += list(self._features(batch.images, [each.anomaly_map for each in found], _files(parts)))
+                rows.scores += list(np.stack([each.image_score for each in found], 1))
                 drawn.advance(len(batch.samples))
-        return rows
 
-    def _maps(self, image: Floats) -> list[Floats]:
-        """Of each base, (B, h, w)."""
-        return [base.predict(image).anomaly_map for base in self._bases()]
+    def _look_up(
+        self, image: Floats, parts: Sequence[Hashable], bases: Sequence[artifact.Predictor] | None = None
+    ) -> list[Prediction[Floats]]:
+        """What each base says of images (B, 3, H, W)."""
+        return [base.predict_parts(image, parts) for base in bases or self._bases()]
 
-    def _features(self, image: Floats, maps: list[Floats]) -> Floats:
-        """The features (B, D) of images (B, 3, H, W) with the maps of each base."""
+    def _features(self, image: Floats, maps: Sequence[Floats], files: Sequence[Path | None]) -> Floats:
+        """The features (B, D) of images (B, 3, H, W) with the maps of each base, read from these files."""
         rows = [
-            features([of_base[number] for of_base in maps], self._components(each), self.count)
-            for number, each in enumerate(image)
+            features([own[number] for own in maps], self.components.labels(each, file), self.components.count)
+            for number, (each, file) in enumerate(zip(image, files, strict=True))
         ]
         return np.stack(rows)
-
-    def _components(self, image: Floats) -> Labels:
-        """The component (H, W) of each pixel of an image (3, H, W)."""
-        if self.static.numel():
-            return np.asarray(self.static.cpu().numpy())
-        if self.clusters is not None:
-            with torch.inference_mode():
-                return np.asarray(self.clusters(to_tensor(image[None], self))[0].cpu().numpy(), np.uint8)
-        if self.config.components == "foreground":
-            return foreground(images.to_picture(image), "").astype(np.uint8)
-        return np.zeros(image.shape[1:], np.uint8)
 
     def _take_bases(self) -> None:
         """Reads the artifacts that the configuration names, as bytes."""
@@ -288,8 +328,8 @@ class SegAD(Detector):
             except ArtifactError as error:
                 raise ArtifactError(f"the base {name} can't be used: {error}".replace(str(file), name)) from error
 
-    def _new_to_bases(self, data: Dataset, known: set[str]) -> Dataset:
-        """The data with only the good pictures that no base has learned from, split anew."""
+    def _chosen(self, data: Dataset, known: set[str]) -> Dataset:
+        """The data split anew, by which good pictures the bases have learned from."""
         if len(data.categories) > 1:
             raise DatasetError(
                 f"SegAD learns one category at a time, not {len(data.categories)}; choose one with --category."
@@ -301,87 +341,35 @@ class SegAD(Detector):
             )
         good = data.train + data.validation
         new = [replace(sample, split="train") for sample in good if digest(sample.path) not in known]
+        others = [sample for sample in data.samples if sample.is_anomalous is not False or sample.split == "test"]
+        if self.config.out_of_fold:
+            fresh = {sample.path for sample in new}
+            seen = [replace(sample, split="train") for sample in good if sample.path not in fresh]
+            if not new or len(seen) < 2 * self.config.out_of_fold:
+                raise DatasetError(
+                    f"{len(seen)} good pictures trained the base and {len(new)} did not; --out-of-fold "
+                    f"{self.config.out_of_fold} takes {2 * self.config.out_of_fold} and 1 at least: the latter set the "
+                    "threshold. Add good pictures, or fit the base with another --validation-fraction."
+                )
+            held_out = [replace(sample, split="validation") for sample in new]
+            return replace(data, samples=(*seen, *held_out, *others))
         if len(new) < 3:
             raise DatasetError(
                 f"{len(good) - len(new)} of {len(good)} good pictures trained the base, whose maps of them are "
                 "too low to learn from; SegAD needs 3 others at least. Fit the base with --validation-fraction 0.5, "
-                "or add new good pictures."
+                "use --out-of-fold 3, or add new good pictures."
             )
-        others = [sample for sample in data.samples if sample.is_anomalous is not False or sample.split == "test"]
         return replace(data, samples=(*hold_out(new, self.config.calibration_fraction, self.config.seed), *others))
 
 
-def features(
-    maps: Sequence[Floats], labels: Labels, count: int, *, global_max: bool = True, supervised: float | None = None
-) -> Floats:
-    """The features (D,) of a picture.
-
-    By component, then by base: 0.995 quantile, skewness, excess kurtosis and mean of the map inside
-    the component; then the maximum of each map. A component without pixels gives zeros, one whose values
-    are all the same NaN for skewness and kurtosis.
-
-    Args:
-        maps: Of each base, (h, w); they may differ in size.
-        labels: (H, W) component of each pixel, brought to the size of each map by the nearest pixel.
-        count: The number of components.
-        global_max: Whether to append the maxima.
-        supervised: The score of a supervised classifier, to append.
-
-    Raises:
-        ShapeError: a component that there is not.
-
-    Source: arXiv 2405.04953, section 3.2.
-    """
-    if labels.max() >= count:
-        raise ShapeError(f"a label map has the component {labels.max()}; expected 0 to {count - 1}.")
-    fitted = [
-        labels
-        if labels.shape == each.shape
-        else cv2.resize(labels, each.shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
-        for each in maps
-    ]
-    found = [
-        statistic
-        for part in range(count)
-        for each, own in zip(maps, fitted, strict=True)
-        for statistic in statistics(each[own == part] if count > 1 else each.ravel())
-    ]
-    found += [float(each.max()) for each in maps] if global_max else []
-    return np.array(found + ([] if supervised is None else [supervised]), np.float32)
+def _files(parts: Sequence[Hashable]) -> list[Path | None]:
+    """The file of each picture, where `parts.part_of` made the part; None where it shows a view of one."""
+    return [Path(part[2]) if isinstance(part, tuple) and len(part) == 3 and part[2] else None for part in parts]
 
 
-def statistics(values: Floats) -> tuple[float, float, float, float]:
-    """0.995 quantile, skewness, excess kurtosis and mean of values (N,), in their own precision."""
-    if not len(values):
-        return 0.0, 0.0, 0.0, 0.0
-    mean = values.mean()
-    around = values - mean
-    square = around * around
-    variance = square.mean()
-    # Rounding leaves a trace of variance in values that are all the same.
-    constant = variance <= (np.finfo(values.dtype).resolution * mean) ** 2
-    skewness = math.nan if constant else float((square * around).mean() / variance**1.5)
-    kurtosis = math.nan if constant else float((square * square).mean() / variance**2 - 3)
-    return float(np.quantile(values, 0.995)), skewness, kurtosis, float(mean)
-
-
-def numbered(picture: images.Picture, name: str, size: tuple[int, int] | None = None) -> Labels:
-    """The components (H, W), 0 and on, of a label picture (H, W, 3), by its values (or colours) in ascending order.
-
-    Raises:
-        ShapeError: more values than there can be components, as in a photograph.
-    """
-    height, width = picture.shape[:2]
-    colours, found = np.unique(picture.reshape(-1, 3), axis=0, return_inverse=True)
-    if len(colours) > MOST_COMPONENTS:
-        raise ShapeError(
-            f"{name} has {len(colours)} different values; expected a label picture with at most {MOST_COMPONENTS}, "
-            "one for each component (PNG: JPEG blurs them)."
-        )
-    labels = found.reshape(height, width).astype(np.uint8)
-    if size is None or labels.shape == size:
-        return labels
-    return np.asarray(cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT), np.uint8)
+def _different(names: Sequence[str]) -> tuple[str, ...]:
+    """The names, with a number before those that there are several of."""
+    return tuple(name if names.count(name) == 1 else f"{number}-{name}" for number, name in enumerate(names, 1))
 
 
 def draw_defects(count: int, labelled: int, seed: int) -> list[int]:

@@ -18,7 +18,9 @@ from blemish import images
 from blemish.artifact import Predictor
 from blemish.errors import ImageError
 from blemish.judging import Judged, Scored, ScoredPart, judge
+from blemish.label_gain import sentences
 from blemish.metric import all_metrics
+from blemish.parts import part_of
 from blemish.reading import read_mask
 from blemish.report.plots import Plot, plots
 from blemish.report.summary import (
@@ -53,7 +55,8 @@ GALLERY = 8
 
 _GALLERY_PICTURES = 64  # in all galleries of one kind
 _BYTES, _ALL_BYTES = 2_200_000, 14_000_000  # of pictures: for one category, for all
-_DEFECT_COLUMNS = ("image_auroc", "pixel_auroc", "aupro")
+_DEFECT_COLUMNS = ("image_auroc", "fpr_at_95_tpr", "pixel_auroc", "aupro")
+_DECIDING = 12  # things that decide, which the page names
 _MASK, _PREDICTED = (255, 255, 255), (255, 0, 220)
 
 
@@ -69,6 +72,8 @@ class Shot:
     """The same with heatmap, mask and predicted region."""
     aspect: str = "1 / 1"
     """Width / height of the picture's file."""
+    reason: str = ""
+    """What decided, where the model can say."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +158,8 @@ def to_html(report: Report, predictor: Predictor) -> str:
             unread=unread,
             unmasked=unmasked,
             root=_root(report.scored),
+            gain=sentences(report.header.fitted.gain) if report.header.fitted.gain else [],
+            importance=dict(list(report.header.fitted.importance.items())[:_DECIDING]),
         )
     )
     return printable(page)
@@ -280,7 +287,9 @@ def _shots(report: Report, predictor: Predictor, rows: Sequence[Scored], limit: 
         path = judged.scored.path
         picture, overlay = (_uri(drawn, limit) for drawn in _drawn(judged))
         height, width = images.read_size(judged.sample.path)
-        shots[path] = replace(shots[path], picture=picture, overlay=overlay, aspect=f"{width} / {height}")
+        (reason,) = predictor.explain(judged.image[None], [part_of(judged.sample)])
+        shown = replace(shots[path], picture=picture, overlay=overlay, aspect=f"{width} / {height}", reason=reason)
+        shots[path] = shown
     return shots
 
 

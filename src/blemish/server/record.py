@@ -214,6 +214,17 @@ class Record:
                 session.commit()
             return row
 
+    def verdicts(self) -> dict[str, bool]:
+        """{SHA-256 of a picture: whether its part is defective}, as a person said last.
+
+        Raises:
+            RecordError: the database can't be read.
+        """
+        wanted = select(Inspection.picture_hash, Inspection.verdict).where(Inspection.verdict.is_not(None))
+        with self._named("read"), Session(self._engine) as session:
+            rows = session.execute(wanted.order_by(Inspection.verdict_time, Inspection.id))
+            return {picture: verdict == "defective" for picture, verdict in rows}
+
     def close(self) -> None:
         """Lets go of the database."""
         self._engine.dispose()

@@ -22,8 +22,6 @@ from blemish.types import Failure, Preprocessing
 if TYPE_CHECKING:
     from blemish.synthesis.sdas import DiffusionModel
 
-GAP = 4
-"""White pixels between pictures."""
 OUTLINE, BACKGROUND = (255, 40, 40), 0.45
 """Colour around what was damaged, and how dark that is drawn where no damage may lie."""
 
@@ -98,10 +96,7 @@ def sheet(groups: Sequence[Group], sources: str, seed: int = 0, count: int = 24)
     recipes = [Recipe(sources=parse(sources, group.category), seed=seed, clean_share=0.0) for group in groups]
     pictures = Pictures(groups, recipes, seed)
     drawn = [_pair(*pictures.item(position, TRAIN)) for position in range(_positive(count))]
-    columns = min(count, 8)
-    drawn += [np.full_like(drawn[0], 255)] * (-count % columns)
-    rows = [np.concatenate(drawn[first : first + columns], axis=1) for first in range(0, len(drawn), columns)]
-    return np.concatenate(rows)
+    return images.contact_sheet(drawn)
 
 
 def _positive(count: int) -> int:
@@ -116,5 +111,4 @@ def _pair(item: Item, group: Group, index: int) -> Picture:
     outlined[~group.foregrounds[index]] = (outlined[~group.foregrounds[index]] * BACKGROUND).astype(np.uint8)
     contours, _ = cv2.findContours(item.mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
     cv2.drawContours(outlined, contours, -1, OUTLINE, 1)
-    gap = ((GAP // 2, GAP // 2), (GAP // 2, GAP // 2), (0, 0))
-    return np.concatenate([np.pad(half, gap, constant_values=255) for half in (item.damaged, outlined)])
+    return images.pair(item.damaged, outlined)

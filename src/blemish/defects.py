@@ -1,0 +1,70 @@
+"""Labelled defects: pictures that a dataset gets to learn from, from a folder or from what people said of them."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from blemish import images
+from blemish.dataset import Dataset, contents
+from blemish.errors import DatasetError
+from blemish.reading import digest, short
+from blemish.types import Sample
+
+
+def with_defects(data: Dataset, folder: Path) -> Dataset:
+    """The dataset with the pictures of a folder as defects to learn from; copies of them leave the test.
+
+    Raises:
+        DatasetError: no such folder, no pictures in it, or several categories.
+    """
+    category = _one_category(data, folder)
+    found = images.list_pictures(folder)
+    if not found:
+        raise DatasetError(f"--defects {folder} has no pictures (found: {contents(folder)}); expected defective ones.")
+    known = {digest(path) for path in found}
+    learn = [
+        Sample(path=path, category=category, split="train", is_anomalous=True, defect=folder.name) for path in found
+    ]
+    kept = [sample for sample in data.samples if not sample.is_anomalous or digest(sample.path) not in known]
+    return replace(data, samples=(*kept, *learn))
+
+
+def with_verdicts(data: Dataset, folder: Path, verdicts: Mapping[str, bool]) -> Dataset:
+    """The dataset with what people said of the pictures in a folder, as labels to learn from.
+
+    Copies of them leave the dataset, whatever it said of them.
+
+    Args:
+        data: Of one category.
+        folder: Looked through with all its folders, whatever its files are called.
+        verdicts: {SHA-256 of a picture's file: whether its part is defective}.
+
+    Raises:
+        DatasetError: no such folder, no picture with a verdict in it, or several categories.
+    """
+    category = _one_category(data, folder)
+    said = {short(sha256): is_defective for sha256, is_defective in verdicts.items()}
+    found = {digest(path): path for path in sorted(folder.rglob("*"), reverse=True) if path.is_file()}
+    learn = [
+        Sample(path=path, category=category, split="train", is_anomalous=said[key], defect="verdict" * said[key])
+        for key, path in sorted(found.items(), key=lambda item: item[1])
+        if key in said
+    ]
+    if not learn:
+        raise DatasetError(
+            f"none of the {len(found)} files in --defects {folder} is a picture of the {len(said)} that the record has "
+            "a verdict on; name the folder that the server keeps pictures in, or that they were sent from."
+        )
+    kept = [sample for sample in data.samples if digest(sample.path) not in said.keys() & found.keys()]
+    return replace(data, samples=(*kept, *learn))
+
+
+def _one_category(data: Dataset, folder: Path) -> str:
+    """The category of the defects in a folder, if there can be no doubt."""
+    if not folder.is_dir():
+        raise DatasetError(f"--defects {folder} is not a folder; expected one of defective pictures.")
+    if len(data.categories) != 1:
+        raise DatasetError(
+            f"--defects holds one category, but there are {len(data.categories)}: choose one with --category."
+        )
+    return data.categories[0]
