@@ -26,7 +26,8 @@ import blemish
 from blemish import artifact, images, judging
 from blemish.artifact import BATCH, Export, Predictor
 from blemish.errors import BlemishError
-from blemish.types import AskedPrecision, Batch, Sample
+from blemish.parity import AskedPrecision
+from blemish.types import Batch, Sample
 
 SHORT = {"patchcore": {}, "realnet": {"steps": 2, "evaluations": 1, "afs_batches": 1}, "invad": {"steps": 2}}
 ROUNDS = 3

@@ -31,20 +31,9 @@ from blemish.errors import ArtifactError, ConfigError, ImageError, ShapeError
 from blemish.files import replacing_together
 from blemish.headers import from_plain, versions
 from blemish.images import Floats, check_batch
+from blemish.parity import AskedPrecision, Parity
 from blemish.parts import part_of
-from blemish.types import (
-    AskedPrecision,
-    Batch,
-    Calibration,
-    Decider,
-    Failure,
-    Fitted,
-    Parity,
-    Policy,
-    Prediction,
-    Preprocessing,
-    pool,
-)
+from blemish.types import Batch, Calibration, Decider, Failure, Fitted, Policy, Prediction, Preprocessing, pool
 
 if TYPE_CHECKING:
     from blemish.detector import Detector

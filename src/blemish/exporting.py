@@ -19,7 +19,8 @@ from blemish import images
 from blemish.artifact import Export, Predictor
 from blemish.errors import ConfigError, ExportError
 from blemish.images import Floats, Picture
-from blemish.types import Parity, Prediction, Preprocessing, RunPrecision
+from blemish.parity import Parity, RunPrecision
+from blemish.types import Prediction, Preprocessing
 
 if TYPE_CHECKING:
     from blemish.detector import Detector

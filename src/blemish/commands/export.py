@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import Positional, arg
 
 from blemish.command import ArtifactFile, DataOptions, say
-from blemish.types import AskedPrecision
+from blemish.parity import AskedPrecision
 
 if TYPE_CHECKING:
     from blemish.artifact import Predictor

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from blemish import exporting
 from blemish.artifact import Export, Header, Predictor, not_an_artifact
 from blemish.errors import ArtifactError, ConfigError, ExportError
-from blemish.types import Prediction, RunPrecision
+from blemish.parity import RunPrecision
+from blemish.types import Prediction
 
 if TYPE_CHECKING:
     from blemish.detector import Detector

@@ -1,0 +1,55 @@
+"""Parity: how near what runs without torch is to what was trained."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+RunPrecision = Literal["fp32", "fp16", "bf16", "int8"]
+"""What an exported network computes in."""
+AskedPrecision = Literal["fp32", "fp16", "bf16", "int8", "auto"]
+"""The same, or the fastest here that is near enough to the detector."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """How far an exported artifact was from its detector, on the same pictures, when it was written.
+
+    Differences are shares of the detector's own value, or of the threshold where that is larger.
+    """
+
+    precision: RunPrecision
+    """What the exported network computes in."""
+    pictures: int
+    """Pictures that went through both."""
+    batches: tuple[int, ...]
+    """How many of them at a time."""
+    map_difference: float
+    """The largest difference of a map value."""
+    score_difference: float
+    """The largest difference of an image score."""
+    decisions: int
+    """Decisions compared: each picture with each category's threshold."""
+    flipped: int
+    """Those that came out otherwise."""
+    tolerance: float
+    """The largest difference that would have been accepted."""
+    metrics: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """{metric: (of the detector, of the export)} on a labelled test set, if one was given."""
+
+    def sentence(self) -> str:
+        """All of it in words.
+
+        >>> Parity("fp32", 9, (1, 2, 5, 1), 2e-06, 1e-06, 9, 0, 0.001).sentence()
+        'fp32 against the detector, on 9 pictures in batches of 1, 2, 5: map values differ by at most 2e-06 of \
+themselves or of the threshold, scores by 1e-06 (accepted: 0.001); 0 of 9 decisions flipped.'
+        """
+        sizes = ", ".join(str(size) for size in sorted(set(self.batches)))
+        return (
+            f"{self.precision} against the detector, on {self.pictures} pictures in batches of {sizes}: map values "
+            f"differ by at most {self.map_difference:.1g} of themselves or of the threshold, scores by "
+            f"{self.score_difference:.1g} (accepted: {self.tolerance:g}); {self.flipped} of {self.decisions} "
+            "decisions flipped." + self._change()
+        )
+
+    def _change(self) -> str:
+        each = (f"{name} {before:.4f} -> {after:.4f}" for name, (before, after) in self.metrics.items())
+        return f" On the test set: {', '.join(each)}." if self.metrics else ""
