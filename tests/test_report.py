@@ -154,10 +154,10 @@ def test_table_has_the_numbers_of_the_results(mixed):
         ["part", "no skill"],
         *([f"{values[name]:.4f}", summary.number(floors.get(name))] for name in summary.columns(report.results)),
     ]
-    assert summary.columns(report.results) == list(summary.COLUMNS)
+    assert summary.columns(report.results) == [name for name in summary.COLUMNS if name != "part_auroc"]
     assert [column.header.replace("\n", "") for column in reports.table(report.results).columns] == [
         "category",
-        *summary.COLUMNS,
+        *summary.columns(report.results),
     ]
 
 

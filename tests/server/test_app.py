@@ -86,7 +86,7 @@ def test_views_of_a_part_are_looked_at_together_and_decided_by_the_threshold_for
         own = np.array([means[np.equal(parts, part)].mean() for part in parts])
         return Prediction(np.abs(images.mean(axis=1) - own[:, None, None]), np.abs(means - own))
 
-    calibration = Calibration(SCORES, SCORES, part_scores=tuple(np.linspace(0.3, 0.85, 49)))
+    calibration = Calibration(SCORES, SCORES, parts=tuple((score,) for score in np.linspace(0.3, 0.85, 49)))
     with client(tmp_path, artifact(run=None, look=look, calibration=calibration)) as server:
         found = server.post("/predict/batch?part=p7&heatmap=png", files=views(0, 255, 0, 0)).json()
         assert seen == [[0, 0, 0, 0]]
