@@ -51,7 +51,7 @@ def page(browser):
     found.on("pageerror", lambda error: troubles.append(str(error)))
     found.on("console", lambda said: troubles.append(said.text) if "Content Security" in said.text else None)
     found.on("request", lambda request: hosts.add(request.url.partition("//")[2].partition(":")[0]))
-    found.set_default_timeout(15_000)
+    found.set_default_timeout(60_000)  # a busy machine draws slowly
     yield found
     context.close()
     assert troubles == []
