@@ -15,7 +15,7 @@ import pytest
 import tifffile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFile
 
 from blemish import images
 from blemish.errors import ConfigError, ImageError, ShapeError
@@ -520,7 +520,8 @@ class TestDrawing:
 
 
 @pytest.mark.parametrize("size", [(512, 512), (97, 131), (1, 1), (33, 250)])
-def test_jpegs_have_the_pixels_that_pillow_sees(size: tuple[int, int]) -> None:
+def test_jpegs_have_the_pixels_that_pillow_sees(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ImageFile, "MAXBLOCK", 2**22)  # Pillow wants to write progressive noise in one piece
     random = np.random.default_rng(0)
     field = images.resize(random.integers(0, 256, (9, 9, 3), np.uint8), size)
     noise = random.integers(0, 256, (*size, 3), np.uint8)
