@@ -6,6 +6,7 @@ import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,21 @@ from starlette.testclient import TestClient
 
 from blemish.artifact import Header, Predictor
 from blemish.server import Artifact, Options, Record, create_app, server_of
+from blemish.server.record import Inspection
 from blemish.types import Calibration, Fitted, Policy, Prediction, Preprocessing
 
 HEAD = b"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\n"
 SCORES = tuple(np.linspace(0.1, 0.5, 99))
+
+
+def row(**changes) -> Inspection:
+    """An inspection as the record keeps it, with these values in place of unremarkable ones."""
+    values = {
+        "time": datetime.now(UTC), "model": "m", "model_hash": "h", "category": "", "part": "", "file": "",
+        "picture_hash": "p", "threshold": 0.5, "image_score": 0.4, "calibrated_score": 0.3, "map_maximum": 0.9,
+        "appearance": {"brightness": 0.5}, "decision": "good", "regions": [],
+    }  # fmt: skip
+    return Inspection(**values | changes)
 
 
 def brightness(images: np.ndarray) -> Prediction:

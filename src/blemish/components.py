@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from blemish import images
 from blemish.dataset import Dataset
-from blemish.errors import ConfigError, DatasetError, ImageError, ShapeError
+from blemish.errors import ConfigError, DatasetError, ImageError, ShapeError, bad_option
 from blemish.files import check_writable, write_bytes
 from blemish.images import Floats, Picture
 from blemish.nn.clusters import Clusters
@@ -193,7 +193,7 @@ def write_sheet(
         OutputError: the file can't be written.
     """
     if count < 1:
-        raise ConfigError(f"--count is {count}; expected 1 or more.")
+        raise bad_option("count", count, "1 or more")
     check_writable(path)
     data.require_train()
     failures: list[Failure] = []

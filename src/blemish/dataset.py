@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Protocol, cast
 
 from blemish import images, registry
-from blemish.errors import ConfigError, DatasetError, not_among
+from blemish.errors import DatasetError, bad_option, not_among
 from blemish.parts import Views
 from blemish.types import Sample, Split
 
@@ -173,7 +173,7 @@ def open_dataset(  # noqa: PLR0913 - each is an option of its own
     if root.name in {"", ".."}:
         root = root.resolve()  # a category may be called by its folder's name
     if not 0 < validation_fraction < 1:
-        raise ConfigError(f"--validation-fraction is {validation_fraction}; expected a share between 0 and 1.")
+        raise bad_option("validation_fraction", validation_fraction, "a share between 0 and 1")
     if not root.exists():
         raise DatasetError(f"{root} does not exist; expected a folder of pictures or a manifest.")
     module, found = _recognise(layout, root)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from blemish import images, registry
 from blemish.appearance import NAMES, appearance
 from blemish.dataset import Dataset, hold_out
-from blemish.errors import ConfigError, DatasetError, not_among
+from blemish.errors import ConfigError, DatasetError, bad_option, not_among
 from blemish.headers import from_plain
 from blemish.images import Floats
 from blemish.nn.backbone import DEFAULT, fingerprint
@@ -68,9 +68,9 @@ class DetectorConfig:
             height, width = self.image_size
             raise ConfigError(f"--image-size is {height}x{width}; expected 32 to 8192 pixels a side, for example 256.")
         if self.batch_size < 1:
-            raise ConfigError(f"--batch-size is {self.batch_size}; expected 1 or more.")
+            raise bad_option("batch_size", self.batch_size, "1 or more")
         if self.seed < 0:
-            raise ConfigError(f"--seed is {self.seed}; expected 0 or more.")
+            raise bad_option("seed", self.seed, "0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)

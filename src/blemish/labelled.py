@@ -8,7 +8,7 @@ from typing import Literal
 from blemish import artifact, detector, folds
 from blemish.dataset import Dataset
 from blemish.detector import Detector
-from blemish.errors import ConfigError
+from blemish.errors import ConfigError, bad_option
 from blemish.files import replacing
 from blemish.types import Failure, LabelGain, Policy
 
@@ -61,7 +61,7 @@ def fit(  # noqa: PLR0913 - each is a choice of its own
         DatasetError: fewer than 2 defects, or too few good pictures.
     """
     if out_of_fold < 2:
-        raise ConfigError(f"--out-of-fold is {out_of_fold}; expected 2 or more.")
+        raise bad_option("out_of_fold", out_of_fold, "2 or more")
     model = type(learner).__module__.rpartition(".")[2]
     unfinished = out.with_name(f"{out.name}.unfinished")
     place = unfinished.with_name(f"{unfinished.name}-base")

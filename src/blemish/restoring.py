@@ -17,7 +17,7 @@ from torch.nn import functional as F  # noqa: N812 - the usual name
 
 from blemish.dataset import Dataset
 from blemish.detector import Detector, TrainedConfig, to_tensor
-from blemish.errors import ConfigError, DatasetError, bad_option
+from blemish.errors import DatasetError, bad_option
 from blemish.feature_cache import FeatureCache, Features, origin, parse_size, place
 from blemish.images import Floats
 from blemish.nn.backbone import Backbone
@@ -51,7 +51,7 @@ class RestoringConfig(TrainedConfig):
         super().__post_init__()
         doubled = all(fine * 2 == coarse for fine, coarse in zip(self.strides, self.strides[1:], strict=False))
         if not self.strides or not doubled:
-            raise ConfigError(f"--strides is {self.strides}; expected each twice the one before, such as 4 8 16.")
+            raise bad_option("strides", self.strides, "each twice the one before, such as 4 8 16")
         if not 0 < self.loss_weight < math.inf:
             raise bad_option("loss_weight", self.loss_weight, "more than 0")
         if not 0 <= self.blur < math.inf:

@@ -81,11 +81,11 @@ class TrainingConfig:
             if value is not None and not 0 < value < math.inf:
                 raise bad_option(name, value, "a number above 0")
         if not 0 <= min(self.betas) <= max(self.betas) < 1:
-            raise ConfigError(f"--betas is {self.betas}; expected two numbers from 0 to below 1.")
+            raise bad_option("betas", self.betas, "two numbers from 0 to below 1")
         if not 0 <= self.average < 1:
-            raise ConfigError(f"--average is {self.average}; expected 0 (off) to below 1, for example 0.999.")
+            raise bad_option("average", self.average, "0 (off) to below 1, for example 0.999")
         if not 0 <= self.weight_decay < math.inf:
-            raise ConfigError(f"--weight-decay is {self.weight_decay}; expected 0 or more.")
+            raise bad_option("weight_decay", self.weight_decay, "0 or more")
 
     def counted(self, batches: float) -> "Plan":
         """The same for so many batches an epoch.

@@ -1,5 +1,4 @@
 import hashlib
-from datetime import UTC, datetime
 
 import pytest
 from PIL import Image
@@ -8,17 +7,9 @@ import textures
 from blemish import command
 from blemish.artifact import read_header
 from blemish.models.patchcore import PatchCore
-from blemish.server.record import Inspection, Record
+from blemish.server.record import Record
+from served import row
 from shell import TINY, call
-
-
-def row(**changes) -> Inspection:
-    values = {
-        "time": datetime.now(UTC), "model": "m", "model_hash": "h", "category": "", "part": "", "file": "",
-        "picture_hash": "p", "threshold": 0.5, "image_score": 0.4, "calibrated_score": 0.3, "map_maximum": 0.9,
-        "appearance": {"brightness": 0.5}, "decision": "good", "regions": [],
-    }  # fmt: skip
-    return Inspection(**values | changes)
 
 
 def test_fit_says_what_it_found_promises_and_wrote(data, tmp_path, capsys):

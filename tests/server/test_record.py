@@ -14,16 +14,8 @@ import pytest
 
 import served
 from blemish.errors import ConfigError, RecordError
-from blemish.server.record import Base, Inspection, Query, Record
-
-
-def row(**changes) -> Inspection:
-    values = {
-        "time": datetime.now(UTC), "model": "m", "model_hash": "h", "category": "", "part": "", "file": "",
-        "picture_hash": "p", "threshold": 0.5, "image_score": 0.4, "calibrated_score": 0.3, "map_maximum": 0.9,
-        "appearance": {"brightness": 0.5}, "decision": "good", "regions": [],
-    }  # fmt: skip
-    return Inspection(**values | changes)
+from blemish.server.record import Base, Query, Record
+from served import row
 
 
 @pytest.fixture(scope="session")

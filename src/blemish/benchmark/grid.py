@@ -15,7 +15,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from blemish import __version__
 from blemish.dataset import Dataset, open_dataset
-from blemish.errors import ConfigError, not_among
+from blemish.errors import ConfigError, bad_option, not_among
 from blemish.headers import from_plain
 from blemish.metric import Mode, Protocol, all_metrics
 from blemish.types import Sample
@@ -101,7 +101,7 @@ class Grid:
 
     def __post_init__(self) -> None:
         if self.jobs < 1:
-            raise ConfigError(f"--jobs is {self.jobs}; expected 1 or more.")
+            raise bad_option("jobs", self.jobs, "1 or more")
         for name, choices in (("protocol", get_args(Protocol)), ("mode", get_args(Mode))):
             if getattr(self, name) not in choices:
                 raise ConfigError(not_among(name, getattr(self, name), choices))

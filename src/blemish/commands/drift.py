@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from blemish.command import ArtifactFile, say
-from blemish.errors import ConfigError, DatasetError, RecordError
+from blemish.errors import DatasetError, RecordError, bad_option
 
 if TYPE_CHECKING:
     from blemish.server.record import Inspection
@@ -69,7 +69,7 @@ class Drift:
         from blemish.server import Query, Record
 
         if self.last < 1:
-            raise ConfigError(f"--last is {self.last}; expected a number of inspections, 1 or more.")
+            raise bad_option("last", self.last, "a number of inspections, 1 or more")
         if "://" not in self.record and not Path(self.record).is_file():
             raise RecordError(f"{self.record}: no such file; expected the --record of blemish serve.")
         record = Record(self.record)

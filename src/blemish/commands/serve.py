@@ -10,7 +10,7 @@ import numpy as np
 from tyro.conf import Positional, arg
 
 from blemish.command import say
-from blemish.errors import ConfigError
+from blemish.errors import ConfigError, bad_option
 from blemish.types import Policy
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class Serve:
     def _listen(self) -> socket.socket:
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
         if not 0 <= self.port < 2**16:
-            raise ConfigError(f"--port is {self.port}; expected 0 to 65535.")
+            raise bad_option("port", self.port, "0 to 65535")
         try:
             listening = socket.create_server((self.host, self.port), family=family, backlog=2048)
             # What it accepts inherits this; else an answer in two pieces waits 40 ms for an acknowledgement.

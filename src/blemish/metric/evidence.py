@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blemish import registry
-from blemish.errors import ConfigError, MetricError, not_among
+from blemish.errors import ConfigError, MetricError, bad_option, not_among
 from blemish.metric.histogram import Cells, Curve, Floats, Histogram, Pile, edges, to_keys, to_values
 from blemish.types import part_score
 
@@ -207,9 +207,9 @@ class Options:
         if self.protocol not in PROTOCOLS:
             raise ConfigError(not_among("protocol", self.protocol, PROTOCOLS))
         if not 0 < self.aupro_limit <= 1:
-            raise ConfigError(f"--aupro-limit is {self.aupro_limit}; expected more than 0 and at most 1, as 0.3.")
+            raise bad_option("aupro_limit", self.aupro_limit, "more than 0 and at most 1, as 0.3")
         if self.resamples < 0:
-            raise ConfigError(f"--resamples is {self.resamples}; expected 0 (no intervals) or more, as 200.")
+            raise bad_option("resamples", self.resamples, "0 (no intervals) or more, as 200")
 
 
 @dataclass(frozen=True)

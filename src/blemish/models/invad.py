@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the usual name
 
 from blemish.detector import DetectorConfig
-from blemish.errors import ConfigError, bad_option
+from blemish.errors import bad_option
 from blemish.feature_cache import Features
 from blemish.nn.blur import gaussian_blur
 from blemish.nn.invad import Decoder, Fuser
@@ -54,7 +54,7 @@ class InvADConfig(RestoringConfig):
             if not 0 < getattr(self, name) < math.inf:
                 raise bad_option(name, getattr(self, name), "more than 0")
         if not 0 <= self.top_share <= 1:
-            raise ConfigError(f"--top-share is {self.top_share}; expected a share between 0 and 1.")
+            raise bad_option("top_share", self.top_share, "a share between 0 and 1")
 
     def coarsest(self) -> tuple[int, int]:
         """(height, width) of the coarsest feature map."""

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the usual name
 
 from blemish.detector import DetectorConfig
-from blemish.errors import ConfigError
+from blemish.errors import ConfigError, bad_option
 from blemish.feature_cache import Features
 from blemish.nn.blur import gaussian_blur
 from blemish.nn.mvad import Bottleneck, Selecting, Student, others_of
@@ -74,10 +74,10 @@ class MVADConfig(RestoringConfig):
                 )
         for name in ("views", "top_windows", "heads"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} is {getattr(self, name)}; expected 1 or more.")
+                raise bad_option(name, getattr(self, name), "1 or more")
         for name in ("dropout", "drop_path"):
             if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} is {getattr(self, name)}; expected 0 to below 1.")
+                raise bad_option(name, getattr(self, name), "0 to below 1")
 
     @property
     def unit(self) -> int:

@@ -15,7 +15,7 @@ from torch.nn import functional as F  # noqa: N812 - the usual name
 
 from blemish.dataset import Dataset
 from blemish.detector import Detector, DetectorConfig, to_tensor
-from blemish.errors import ConfigError
+from blemish.errors import bad_option
 from blemish.nn.backbone import Backbone
 from blemish.nn.blur import gaussian_blur
 from blemish.progress import Bar, bar
@@ -53,13 +53,13 @@ class PatchCoreConfig(DetectorConfig):
         super().__post_init__()
         for name in ("neighbourhood", "coreset_size", "candidates", "projection", "neighbours"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} is {getattr(self, name)}; expected 1 or more.")
+                raise bad_option(name, getattr(self, name), "1 or more")
         if self.patch_stride not in self.strides:
-            raise ConfigError(f"--patch-stride is {self.patch_stride}; expected one of --strides {self.strides}.")
+            raise bad_option("patch_stride", self.patch_stride, f"one of --strides {self.strides}")
         if self.neighbourhood % 2 == 0:
-            raise ConfigError(f"--neighbourhood is {self.neighbourhood}; expected an odd number.")
+            raise bad_option("neighbourhood", self.neighbourhood, "an odd number")
         if not 0 <= self.blur < math.inf:
-            raise ConfigError(f"--blur is {self.blur}; expected 0 (none) or more.")
+            raise bad_option("blur", self.blur, "0 (none) or more")
 
 
 class PatchCore(Detector):

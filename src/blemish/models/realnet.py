@@ -220,7 +220,7 @@ class RealNet(Detector):
         self.backbone = Backbone(config.backbone, config.strides, backbone_weights).requires_grad_(False)
         there = self.backbone.channels
         if not all(0 < kept <= available for kept, available in zip(config.planes, there, strict=True)):
-            raise ConfigError(f"--planes is {config.planes}; expected at most what the backbone has: {there}.")
+            raise bad_option("planes", config.planes, f"at most what the backbone has: {there}")
         self.features = FeatureSelection(self.backbone.channels, config.strides, config.planes, config.blocks)
         self.network = _network(config, self.features.widths)
         self.fusion = Fusion(config.residual_weight) if config.residual_weight else None
@@ -240,12 +240,13 @@ class RealNet(Detector):
             read_groups(own, preprocessing, self.config.foreground, self.failures) for own in self.split(data)
         )
         pictures = self.prepare(groups)
-        validate = partial(self._validate, self._pictures(held_out)) if held_out else None
+        others = [self._pictures(held_out)] if held_out else []
+        validate = partial(self._validate, others[0]) if others else None
         plan, batches = self.config.plan(len(pictures)), partial(pictures.batch, size=self.config.batch_size)
         self.outcome = optimise(self.loss, self.network, batches, plan, validate, self.state_of(data))
         self.train(mode=False)
         with torch.no_grad():
-            self._compare([pictures, self._pictures(held_out)] if held_out else [pictures])
+            self._compare([pictures, *others])
         self.good = []
 
     def prepare(self, groups: Sequence[Group]) -> Pictures:
@@ -403,8 +404,7 @@ class RealNet(Detector):
         positive = torch.zeros_like(anomaly_map, dtype=torch.bool)
         positive[good.shape[1] :] = mask.squeeze(1).to(self.device)
         by_pixel = average_precision(anomaly_map.flatten(), positive.flatten())
-        by_picture = average_precision(score, positive.flatten(1).any(1))
-        return (by_pixel + by_picture) / 2
+        return (by_pixel + average_precision(score, positive.flatten(1).any(1))) / 2
 
     def _compare(self, known: Sequence[Pictures]) -> Tensor:
         """The maps of good pictures, which say how much discriminators and residuals count from now on.

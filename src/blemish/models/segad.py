@@ -21,7 +21,7 @@ from blemish import artifact, components, folds, images
 from blemish.components import Components
 from blemish.dataset import Dataset, hold_out
 from blemish.detector import Detector, DetectorConfig
-from blemish.errors import ArtifactError, ConfigError, DatasetError
+from blemish.errors import ArtifactError, ConfigError, DatasetError, bad_option
 from blemish.images import Bools, Floats
 from blemish.label_gain import label_gain
 from blemish.nn import map_features
@@ -75,7 +75,7 @@ class SegADConfig(DetectorConfig, ForestConfig):
         ForestConfig.__post_init__(self)
         components.parse(self.components)
         if self.out_of_fold < 0 or self.out_of_fold == 1:
-            raise ConfigError(f"--out-of-fold is {self.out_of_fold}; expected 0 (none), or 2 and more.")
+            raise bad_option("out_of_fold", self.out_of_fold, "0 (none), or 2 and more")
         if not 0 < self.calibration_fraction < 1:
             raise ConfigError(
                 f"--calibration-fraction is {self.calibration_fraction}; expected a share between 0 and 1."

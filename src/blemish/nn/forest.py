@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from blemish.errors import ConfigError
+from blemish.errors import ConfigError, bad_option
 from blemish.images import Bools, Floats
 
 
@@ -41,14 +41,14 @@ class ForestConfig:
     def __post_init__(self) -> None:
         for name in ("rounds", "trees", "depth"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"--{name} is {getattr(self, name)}; expected 1 or more.")
+                raise bad_option(name, getattr(self, name), "1 or more")
         if self.depth > 12:
-            raise ConfigError(f"--depth is {self.depth}; expected 12 at most: each level doubles a tree.")
+            raise bad_option("depth", self.depth, "12 at most: each level doubles a tree")
         for name in ("shrinkage", "share"):
             if not 0 < getattr(self, name) <= 1:
-                raise ConfigError(f"--{name} is {getattr(self, name)}; expected more than 0, and at most 1.")
+                raise bad_option(name, getattr(self, name), "more than 0, and at most 1")
         if not self.sparsity >= 0:
-            raise ConfigError(f"--sparsity is {self.sparsity}; expected 0 or more.")
+            raise bad_option("sparsity", self.sparsity, "0 or more")
 
 
 class Forest(nn.Module):

@@ -15,7 +15,7 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from blemish.errors import BlemishError, ConfigError, ImageError, RecordError, RequestError, ShapeError
+from blemish.errors import BlemishError, ImageError, RecordError, RequestError, ShapeError, bad_option
 from blemish.server.batcher import Room
 
 LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -39,8 +39,7 @@ class Limits:
     def __post_init__(self) -> None:
         for name in ("max_megabytes", "max_megapixels", "waiting", "timeout"):
             if not getattr(self, name) > 0:
-                option = name.replace("_", "-")
-                raise ConfigError(f"--{option} is {getattr(self, name)}; expected a number above 0.")
+                raise bad_option(name, getattr(self, name), "a number above 0")
 
     @property
     def max_bytes(self) -> int:

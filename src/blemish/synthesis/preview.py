@@ -10,7 +10,7 @@ import numpy as np
 
 from blemish import images
 from blemish.dataset import Dataset
-from blemish.errors import ConfigError
+from blemish.errors import bad_option
 from blemish.files import check_writable, write_bytes
 from blemish.images import Picture
 from blemish.synthesis.foreground import Rule
@@ -101,7 +101,7 @@ def sheet(groups: Sequence[Group], sources: str, seed: int = 0, count: int = 24)
 
 def _positive(count: int) -> int:
     if count < 1:
-        raise ConfigError(f"--count is {count}; expected 1 or more.")
+        raise bad_option("count", count, "1 or more")
     return count
 
 

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 from blemish import images
-from blemish.errors import ConfigError, DatasetError, OutputError, bad_option
+from blemish.errors import DatasetError, OutputError, bad_option
 from blemish.files import appending, locked, replacing, write_bytes
 from blemish.images import Picture
 from blemish.progress import bar
@@ -149,7 +149,7 @@ def lay_out(source: Path, target: Path, name: str, quality: int | None) -> dict[
         OutputError: a file can't be written.
     """
     if quality is not None and not 1 <= quality <= 100:
-        raise ConfigError(f"--quality is {quality}; expected 1 to 100; the published set has 75.")
+        raise bad_option("quality", quality, "1 to 100; the published set has 75")
     find, counts = Finder(source), dict[str, int]()
     rows = read_manifest(source)
     with bar("Lay out", len(rows)) as drawn:

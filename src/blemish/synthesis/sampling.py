@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from blemish.errors import ConfigError, not_among
+from blemish.errors import ConfigError, bad_option, not_among
 from blemish.images import Bools, Floats, Picture
 from blemish.synthesis.diffusion import TIMES, NoiseSchedule, diffused, noise_schedule, solver_schedule
 from blemish.synthesis.samplers import SOLVERS, invert
@@ -71,11 +71,11 @@ class Drawing:
         if not self.guidance >= 0:
             raise ConfigError(f"--guidance is {self.guidance:g}; expected 0 (none) or more; the paper has 1.")
         if not 0 < self.least_change < 256:
-            raise ConfigError(f"--least-change is {self.least_change}; expected 1 to 255 grey levels.")
+            raise bad_option("least_change", self.least_change, "1 to 255 grey levels")
         if self.seed < 0:
-            raise ConfigError(f"--seed is {self.seed}; expected 0 or more.")
+            raise bad_option("seed", self.seed, "0 or more")
         if not 0 < self.steps <= TIMES:
-            raise ConfigError(f"--steps is {self.steps}; expected 1 to {TIMES}; the paper has 20.")
+            raise bad_option("steps", self.steps, f"1 to {TIMES}; the paper has 20")
         self.schedule()
 
     @property

@@ -68,7 +68,7 @@ class DiffusionConfig(TrainingConfig):
         super().__post_init__()
         levels = [2**level for level in range(len(self.multipliers))]
         if not levels or not set(self.attention) <= set(levels):
-            raise ConfigError(f"--attention is {self.attention}; expected factors among {levels}, one a level.")
+            raise bad_option("attention", self.attention, f"factors among {levels}, one a level")
         if any(side < levels[-1] or side % levels[-1] for side in self.image_size):
             height, width = self.image_size
             raise ConfigError(
