@@ -4,13 +4,14 @@ What a command must be is written in `command.py`; this module knows none of the
 the order in which they are listed.
 """
 
+import os
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 
-from blemish import __version__, options, registry
+from blemish import __version__, distributed, options, registry
 from blemish.command import FAILED, say
 from blemish.errors import BlemishError, ConfigError, not_among
 
@@ -27,6 +28,7 @@ EXTRAS = {
     "onnxscript": "export",
     **dict.fromkeys(("starlette", "uvicorn", "python_multipart", "sqlalchemy", "prometheus_client"), "serve"),
     "scipy": "drift",
+    **dict.fromkeys(("ray", "pyarrow", "fsspec"), "scale"),
 }
 """Optional packages, and the extra that brings them."""
 
@@ -68,7 +70,13 @@ def run(arguments: Sequence[str]) -> int:
         return 0 if arguments[1:] else FAILED
     name = find(arguments)
     words = options.with_config_file(list(arguments[len(name.split()) :]))
-    command = registry.load("commands", commands()[name]).COMMAND
+    module = registry.load("commands", commands()[name])
+    if distributed.asked() and not getattr(module, "TOGETHER", False):
+        raise ConfigError(
+            f"blemish {name} runs in one process, and torchrun has started {os.environ['WORLD_SIZE']}; start it "
+            "without torchrun."
+        )
+    command = module.COMMAND
     if not isinstance(command, type):
         command = command(words)
     return int(options.parse(command, f"blemish {name}", words)())

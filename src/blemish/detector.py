@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from blemish import images, registry
+from blemish import distributed, images, registry
 from blemish.appearance import NAMES, appearance
 from blemish.dataset import Dataset, hold_out
 from blemish.errors import ConfigError, DatasetError, bad_option, not_among
@@ -172,30 +172,54 @@ class Detector(nn.Module, ABC):
                 calibrated apart. Its test pictures are not looked at.
             policy: The false-reject rate asked for; it can be changed later without a new fit.
 
+        Several processes (`distributed.joined`) share the batches of a training by gradients; all else
+        that is found out, the first one tells the others.
+
         Raises:
             DatasetError: a category has too few good pictures that can be read.
+            ConfigError: several processes can't share a batch evenly.
         """
         data.require_train()
+        is_trained, is_first = isinstance(self.config, TrainedConfig), distributed.is_first()
+        if is_trained:
+            distributed.check_shares(self.config.batch_size)
         self.failures = []
         rule = self.config.intensity or self._measure_intensity(data.train)
         preprocessing = Preprocessing(self.config.image_size, rule)
         self.train(False)
         self._round()  # what is frozen is rounded before anything is learned from what it gives
-        self.learn(data, preprocessing)
-        self._round()
-        self.train(False)
+        if is_trained:
+            self.learn(data, preprocessing)
+        with distributed.alone():
+            if is_first and not is_trained:
+                self.learn(data, preprocessing)
+            self._round()
+            self.train(False)
+            if is_first:
+                self.fitted = self._found(data, policy or Policy(), preprocessing)
+        if distributed.world_size() > 1:
+            self._listen()
+        return self
+
+    def _found(self, data: Dataset, policy: Policy, preprocessing: Preprocessing) -> Fitted:
+        """What is known beside the weights, after calibrating."""
         unread = {failure.path for failure in self.failures}
-        self.fitted = Fitted(
+        return Fitted(
             preprocessing=preprocessing,
             calibrations={category: self._calibrate(data, category, preprocessing) for category in data.categories},
-            policy=policy or Policy(),
+            policy=policy,
             learned_from=tuple(sorted(digest(sample.path) for sample in data.train if sample.path not in unread)),
             training=self.outcome,
             choices=self.choices,
             importance=self.importance,
             gain=self.gain,
         )
-        return self
+
+    def _listen(self) -> None:
+        """Takes over what the first process has learned."""
+        text, state = distributed.from_first(json.dumps(self.fitted and asdict(self.fitted)), self.state_dict())
+        self.fitted = from_plain(Fitted, json.loads(text))
+        self.restore(state)
 
     def _round(self) -> None:
         """Leaves the precision that was asked for in matrices and filters; vectors are too few to matter."""

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from blemish import distributed
 from blemish.errors import ConfigError, ImageError
 from blemish.files import replacing, write_text
 from blemish.images import Floats
@@ -101,11 +102,12 @@ class FeatureCache:
         """Keeps the feature maps (C, h, w) of a picture, if there is room."""
         # Channels last, as convolutions want them.
         tensors = {str(number): feature.permute(1, 2, 0).contiguous() for number, feature in enumerate(features)}
-        if self.used + sum(tensor.nbytes for tensor in tensors.values()) > self.budget:
+        others = distributed.world_size()  # which fill the folder, too, about as fast
+        if self.used + others * sum(tensor.nbytes for tensor in tensors.values()) > self.budget:
             return
         with replacing(self._file(key)) as temporary:
             save_file(tensors, temporary)
-        self.used += self._file(key).stat().st_size
+        self.used += others * self._file(key).stat().st_size
 
     def has(self, key: str) -> bool:
         """Whether the features of that picture are here."""
@@ -165,18 +167,22 @@ class Features:
     def gather(self, failures: list[Failure]) -> Iterator[list[Tensor]]:
         """The features of all pictures in order, a batch at a time; they are cached on the way.
 
-        Pictures that can't be read are left out of `samples` and added to `failures`.
+        Where several processes work together, each gets every so many-th batch. Pictures that can't be
+        read are left out of `samples` and added to `failures`.
         """
-        readable: list[Sample] = []
+        own: list[Failure] = []
         with bar("Embed", len(self)) as drawn:
-            for at in range(0, len(self), self.batch_size):
+            for number, at in enumerate(range(0, len(self), self.batch_size)):
                 chunk = self.samples[at : at + self.batch_size]
-                good, features = self._of(chunk, failures)
-                readable += good
-                if good:
-                    yield features
+                if number % distributed.world_size() == distributed.rank():
+                    good, features = self._of(chunk, own)
+                    if good:
+                        yield features
                 drawn.advance(len(chunk))
-        self.samples = readable
+        said = distributed.gathered(json.dumps([(str(failure.path), failure.reason) for failure in own]))
+        unread = {Path(path): reason for each in said for path, reason in json.loads(each)}
+        failures += [Failure(path, reason) for path, reason in unread.items()]
+        self.samples = [sample for sample in self.samples if sample.path not in unread]
 
     def batch(self, numbers: Sequence[int]) -> list[Tensor]:
         """The feature maps (B, C, h, w), finest first, of the pictures with these numbers.
@@ -237,6 +243,7 @@ def place(named: str, unfinished: Path | None) -> Iterator[Path]:
     else:
         folder_beside = unfinished.with_suffix(".features")
         yield folder_beside
+        distributed.wait()
         shutil.rmtree(folder_beside, ignore_errors=True)
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the usual name
 
+from blemish import distributed
 from blemish.dataset import Dataset
 from blemish.detector import Detector, TrainedConfig, to_tensor
 from blemish.errors import DatasetError, bad_option
@@ -144,7 +145,8 @@ class Restorer(Detector):
             if config.unit != config.strides[-1]:  # pictures are padded otherwise than for most models
                 how["padded to"] = config.unit
             about = origin(self.backbone, preprocessing, how)
-            cache = FeatureCache(folder, about, budget, own=not config.feature_cache_dir)
+            with distributed.in_turn():  # one makes the folder, the others find it
+                cache = FeatureCache(folder, about, budget, own=not config.feature_cache_dir)
         features = Features(self._see, data.train, preprocessing, config.batch_size, cache)
         if cache is not None:
             note(features.sentence())
@@ -167,6 +169,8 @@ class Restorer(Detector):
             for total, feature in zip(totals, batch, strict=True):
                 each = feature.double().flatten(2)
                 total.add_(torch.stack([each.mean(2).sum(0), each.square().mean(2).sum(0)]))
+        count = int(distributed.total(torch.tensor(count)))
+        totals = [distributed.total(total) for total in totals]
         if not self.config.standardise or not count:
             return
         for number, total in enumerate(totals):

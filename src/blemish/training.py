@@ -4,8 +4,9 @@ A model gives three functions: what a batch is (by its number, so that nothing o
 has to be kept), what its loss is, and how good the weights are now. Everything else is here:
 precision, clipping, the learning rate, budgets, progress, saving.
 
-One process: where several shall share the work, each takes its part of a batch in `batches`, and
-gradients are averaged between `backward` and `step` in `_Run.take`.
+Where several processes share the work (`distributed`), each takes its part of a batch in `batches`,
+gradients are averaged, and the first one judges, keeps time and saves; all weights stay the same. A
+state can be taken up by any number of processes.
 """
 
 import itertools
@@ -16,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from contextvars import copy_context
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
@@ -26,6 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from blemish import distributed
 from blemish.errors import ConfigError, TrainingError, bad_option
 from blemish.files import replacing
 from blemish.progress import Bar, bar
@@ -193,7 +196,7 @@ class _Run:
         )
         self.outcome = Outcome()
         self.best: dict[str, Tensor] = {}
-        self.average = _copy(module) if self.config.average else {}
+        self.average: dict[str, Tensor] = {}
         self.device = self.parameters[0].device
         self.precision = choose_precision(self.config.precision, self.device)
         self.last_saved, self.saving = time.monotonic(), 0.0
@@ -220,21 +223,27 @@ class _Run:
             self.outcome.waited += time.monotonic() - asked
             with autocast(self.device, self.precision):
                 parts = loss(batch)
-            for name, part in parts.items():
-                values[name] = values.get(name, 0.0) + float(part.detach()) / self.config.accumulate
+            means = distributed.total(torch.stack([part.detach().float() for part in parts.values()]))
+            for name, mean in zip(parts, (means / distributed.world_size()).tolist(), strict=True):
+                values[name] = values.get(name, 0.0) + mean / self.config.accumulate
             if not math.isfinite(sum(values.values())):
                 self._stop("loss", values, buffers)
             (torch.stack([part.float() for part in parts.values()]).sum() / self.config.accumulate).backward()
+        distributed.average_gradients(self.parameters)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip or math.inf)
         if not norm.isfinite():
             self._stop("gradient", values, buffers)
         self.optimiser.step()
         self.outcome.step += 1
         self._follow()
-        self.outcome.seconds += time.monotonic() - start
+        self._spend(start)
         if self.outcome.step % max(1, (self.plan.steps or 1000) // 100) == 0:
             self.outcome.losses.append((self.outcome.step, values))
         drawn.describe("Train  " + "  ".join(f"{name} {value:.4f}" for name, value in values.items()))
+
+    def _spend(self, start: float) -> None:
+        """Counts the time since then; all processes go by the clock of the first, so that all end together."""
+        self.outcome.seconds = distributed.number_of_first(self.outcome.seconds + time.monotonic() - start)
 
     def _follow(self) -> None:
         """Moves the average towards the weights."""
@@ -251,14 +260,16 @@ class _Run:
         live = _copy(self.module) if self.average else {}
         self._load(self.average)
         self.module.eval()
-        with torch.inference_mode():
-            value = score()
+        is_judge = distributed.is_first()
+        with torch.inference_mode(), distributed.alone():
+            value = score() if is_judge else 0.0
+        value = distributed.number_of_first(value)
         value = value if math.isfinite(value) else -math.inf
         self.outcome.scores.append((self.outcome.step, value))
         if self.outcome.best == self.outcome.scores[-1]:
             self.best = _copy(self.module)
         self._load(live)
-        self.outcome.seconds += time.monotonic() - start
+        self._spend(start)
 
     def finish(self) -> None:
         """Leaves the best weights in the module; the unfinished state stays until its owner has saved them."""
@@ -268,20 +279,13 @@ class _Run:
 
     def resume(self) -> None:
         """Goes on from the unfinished state, if there is one of this training."""
-        if self.unfinished is None or not self.unfinished.path.is_file():
+        text, tensors = distributed.from_first(*self._read())
+        if tensors:
+            self.module.load_state_dict(_below("module", tensors))
+        if not text:
+            self.average = _copy(self.module) if self.config.average else {}
             return
-        try:
-            with safe_open(self.unfinished.path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                if metadata.get("fingerprint") != self.unfinished.fingerprint:
-                    return
-                outcome = json.loads(metadata["outcome"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-        except SafetensorError as error:
-            raise TrainingError(
-                f"{self.unfinished.path}: the state of an unfinished training, which is damaged ({error}); "
-                "delete it to begin anew."
-            ) from error
+        outcome = json.loads(text)
         self.outcome = Outcome(
             outcome["step"],
             outcome["seconds"],
@@ -289,7 +293,6 @@ class _Run:
             [(step, values) for step, values in outcome["losses"]],
             outcome["waited"],
         )
-        self.module.load_state_dict(_below("module", tensors))
         self.best = _below("best", tensors)
         self.average = {name: value.to(self.device) for name, value in _below("average", tensors).items()}
         state: dict[int, dict[str, Tensor]] = {}
@@ -301,6 +304,27 @@ class _Run:
             state.setdefault(int(number), {})[key] = own
         self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": state})
 
+    def _read(self) -> tuple[str, dict[str, Tensor]]:
+        """The outcome so far and the tensors of the unfinished state; where there is none, no outcome, and the weights.
+
+        Only the first process looks: the others may be on machines that have no such file.
+        """
+        begun = {f"module.{name}": value for name, value in self.module.state_dict().items()}
+        if self.unfinished is None or not distributed.is_first() or not self.unfinished.path.is_file():
+            return "", begun
+        try:
+            with safe_open(self.unfinished.path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("fingerprint") != self.unfinished.fingerprint:
+                    return "", begun
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+                return metadata["outcome"], tensors
+        except SafetensorError as error:
+            raise TrainingError(
+                f"{self.unfinished.path}: the state of an unfinished training, which is damaged ({error}); "
+                "delete it to begin anew."
+            ) from error
+
     def save_if_due(self) -> None:
         """Saves the unfinished state, if that was long ago."""
         if self.unfinished is None:
@@ -309,7 +333,7 @@ class _Run:
             self._save()
 
     def _save(self) -> None:
-        if self.unfinished is None:
+        if self.unfinished is None or not distributed.is_first():
             return
         start = time.monotonic()
         moments = self.optimiser.state_dict()["state"]
@@ -397,12 +421,13 @@ def _below(group: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _ahead(batches: Callable[[int], Data], start: int) -> Generator[Data]:
     """Batches number `start` and following, the next two of them always being made in another thread."""
+    context = copy_context()  # which knows who shares the batches, whatever else goes on meanwhile
     with ThreadPoolExecutor(1) as pool:
-        made = deque(pool.submit(batches, number) for number in (start, start + 1))
+        made = deque(pool.submit(context.run, batches, number) for number in (start, start + 1))
         try:
             for number in itertools.count(start + 2):
                 first = made.popleft()
-                made.append(pool.submit(batches, number))
+                made.append(pool.submit(context.run, batches, number))
                 yield first.result()
         finally:
             for waiting in made:

@@ -7,7 +7,7 @@ import blemish
 import textures
 from blemish import detector
 from blemish.errors import ConfigError
-from blemish.models.mvad import MVAD, distance_map
+from blemish.models.mvad import MVAD, Batch, distance_map
 from blemish.nn.blur import gaussian_blur
 from blemish.nn.mvad import others_of
 from blemish.types import Sample
@@ -111,9 +111,9 @@ def test_the_loss_is_that_of_the_reference(case, expected, monkeypatch):
     model = tiny(standardise=False, loss="squares", loss_weight=5.0)
     monkeypatch.setattr(model, "_standardised", list)  # of other channels than the backbone has
     monkeypatch.setattr(model.network, "forward", lambda *_: student)
-    assert model._loss((teacher, others_of(range(5)), 0))["features"].item() == pytest.approx(expected, abs=2e-5)
+    assert model._loss(Batch(teacher, others_of(range(5)), 0))["features"].item() == pytest.approx(expected, abs=2e-5)
     monkeypatch.setattr(model.network, "forward", lambda *_: teacher)
-    assert model._loss((teacher, others_of(range(5)), 0))["features"].item() == 0
+    assert model._loss(Batch(teacher, others_of(range(5)), 0))["features"].item() == 0
 
 
 @torch.no_grad()
@@ -174,7 +174,7 @@ def test_a_batch_holds_whole_parts_and_an_epoch_each_part_once(data):
         per_part.setdefault(sample.part, []).append(sample)
     taken = []
     for step in range(len(per_part) // 2):
-        numbers, others, _ = batch(step)
+        numbers, others, *_ = batch(step)
         for number, row in zip(numbers, others.tolist(), strict=True):
             part = samples[number].part
             assert {samples[numbers[place]].view for place in row if place >= 0} == {

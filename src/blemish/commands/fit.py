@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from blemish import options, registry
+from blemish import distributed, options, registry
 from blemish.command import DataOptions, report_failures, say
 from blemish.errors import ConfigError
 from blemish.types import Decider, Policy
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from blemish.dataset import Dataset
     from blemish.detector import Detector
     from blemish.types import Failure, LabelGain
+
+
+TOGETHER = True
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,16 @@ class Fit:
     fit: FitOptions
 
     def __call__(self) -> int:
-        """Learns, calibrates, saves, and says what comes next."""
+        """Learns, calibrates, saves, and says what comes next; several processes learn together."""
+        if self.fit.defects is not None and distributed.asked():
+            raise ConfigError(
+                "--defects is learned from by one process; fit on good pictures with torchrun, and then segad on top "
+                "without it."
+            )
+        with distributed.joined(self.fit.device):
+            return self._fit()
+
+    def _fit(self) -> int:
         from blemish import artifact, detector
         from blemish.files import check_writable
 
@@ -88,6 +100,8 @@ class Fit:
         else:
             learner.unfinished = out.with_name(f"{out.name}.unfinished")
             learner.fit(data, policy)
+            if not distributed.is_first():
+                return 0
             artifact.save(learner, out)
             learner.unfinished.unlink(missing_ok=True)
             failures = learner.failures

@@ -5,12 +5,15 @@ from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from blemish import options
+from blemish import distributed, options
 from blemish.command import DataOptions, report_failures, say
 from blemish.errors import ConfigError, not_among
 
 if TYPE_CHECKING:
     from blemish.synthesis.sdas import DiffusionConfig
+
+
+TOGETHER = True
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,11 @@ class FitDiffusion:
         config: DiffusionConfig  # those of the preset that is named; see COMMAND
 
     def __call__(self) -> int:
-        """Learns, draws grids while it does, saves, and says what comes next."""
+        """Learns, draws grids while it does, saves, and says what comes next; several processes learn together."""
+        with distributed.joined(self.fit.device):
+            return self._fit()
+
+    def _fit(self) -> int:
         from blemish.files import check_writable
         from blemish.synthesis import preview, sdas, sdas_training
 
@@ -57,6 +64,8 @@ class FitDiffusion:
         )
         data = self.data.open(seed=self.config.seed)
         trained = sdas_training.fit(data, self.config, self.fit.device, places, preview.Grids(grids))
+        if not distributed.is_first():
+            return 0
         sdas.save(trained.model, out)
         sdas_training.forget(places)
         for line in trained.reports:

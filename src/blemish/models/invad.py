@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the usual name
 
+from blemish import distributed
 from blemish.detector import DetectorConfig
 from blemish.errors import bad_option
 from blemish.feature_cache import Features
@@ -154,7 +155,7 @@ class InvAD(Restorer):
         return partial(self._batch, features)
 
     def _batch(self, features: Features, step: int) -> list[Tensor]:
-        return features.batch(self.drawn(len(features), self.config.batch_size, step))
+        return features.batch(distributed.share(self.drawn(len(features), self.config.batch_size, step)))
 
     def _loss(self, batch: list[Tensor]) -> dict[str, Tensor]:
         """Mean squared distance between features and restored features, summed over the scales (equation 5)."""

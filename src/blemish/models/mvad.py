@@ -14,25 +14,41 @@ backbone, standardises features, is trained with the distance it judges by, and 
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the usual name
 
+from blemish import distributed
 from blemish.detector import DetectorConfig
 from blemish.errors import ConfigError, bad_option
 from blemish.feature_cache import Features
 from blemish.nn.blur import gaussian_blur
-from blemish.nn.mvad import Bottleneck, Selecting, Student, others_of
+from blemish.nn.mvad import Bottleneck, Dropout, Selecting, Student, others_of
 from blemish.parts import places_of_parts
 from blemish.restoring import Restorer, RestoringConfig, resized
 from blemish.training import Plan, generator
 from blemish.types import Prediction, Sample
 
 DROP = 4  # what dropout is drawn for
-Batch = tuple[list[Tensor], Tensor, int]
-"""Feature maps of all views, which of them belong together, and the step."""
+
+
+class Batch(NamedTuple):
+    """What is learned from at a step: the share of this process, where several share the batch."""
+
+    features: list[Tensor]
+    """Feature maps of the views."""
+    others: Tensor
+    """Which of them belong together."""
+    step: int
+    among: tuple[int, Tensor] | None = None
+    """Views in the whole batch, and which of them are here; None if all are."""
+
+    @property
+    def weight(self) -> float:
+        """How much a mean over the views here counts in the mean over all, for processes that count alike."""
+        return 1.0 if self.among is None else len(self.among[1]) * distributed.world_size() / self.among[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,8 +220,14 @@ class MVAD(Restorer):
         size = self._parts_at_once(parts)
 
         def batch(step: int) -> Batch:
-            chosen = [(number, place) for number in self.drawn(len(parts), size, step) for place in parts[number]]
-            return features.batch([place for _, place in chosen]), others_of([part for part, _ in chosen]), step
+            drawn = self.drawn(len(parts), size, step)
+            own = set(distributed.share(drawn))
+            whole = [(number, place) for number in drawn for place in parts[number]]
+            here = [row for row, (number, _) in enumerate(whole) if number in own]
+            among = None if len(here) == len(whole) else (len(whole), torch.tensor(here))
+            chosen = [whole[row] for row in here]
+            others = others_of([part for part, _ in chosen])
+            return Batch(features.batch([place for _, place in chosen]), others, step, among)
 
         return batch
 
@@ -214,18 +236,20 @@ class MVAD(Restorer):
 
     def _loss(self, batch: Batch) -> dict[str, Tensor]:
         """The distance between features and restored features, summed over the stages (section 3.3)."""
-        features, others, step = batch
-        features = self._standardised([feature.to(self.device).float() for feature in features])
+        features = self._standardised([feature.to(self.device).float() for feature in batch.features])
+        for module in self.network.modules():
+            if isinstance(module, Dropout):
+                module.among = batch.among
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices):  # what is dropped depends on the step alone
-            torch.manual_seed(generator(self.config.seed, DROP, step).initial_seed())
-            restored = self.network(features, others.to(self.device))
+            torch.manual_seed(generator(self.config.seed, DROP, batch.step).initial_seed())
+            restored = self.network(features, batch.others.to(self.device))
         pairs = [(made.float(), feature) for made, feature in zip(restored, features, strict=True)]
         if self.config.loss == "squares":
             distances = [F.mse_loss(made, feature) for made, feature in pairs]
         else:
             distances = [1 - F.cosine_similarity(made, feature).mean() for made, feature in pairs]
-        return {"features": self.config.loss_weight * torch.stack(distances).sum()}
+        return {"features": batch.weight * self.config.loss_weight * torch.stack(distances).sum()}
 
 
 def distance_map(features: Sequence[Tensor], restored: Sequence[Tensor], size: Sequence[int]) -> Tensor:

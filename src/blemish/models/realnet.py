@@ -16,13 +16,14 @@ held-out good pictures with made defects; the reference chooses them on the test
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the usual name
 
+from blemish import distributed
 from blemish.dataset import Dataset
 from blemish.detector import Detector, DetectorConfig, TrainedConfig
 from blemish.errors import ConfigError, bad_option
@@ -242,7 +243,7 @@ class RealNet(Detector):
         pictures = self.prepare(groups)
         others = [self._pictures(held_out)] if held_out else []
         validate = partial(self._validate, others[0]) if others else None
-        plan, batches = self.config.plan(len(pictures)), partial(pictures.batch, size=self.config.batch_size)
+        plan, batches = self.config.plan(len(pictures)), partial(pictures.shared, size=self.config.batch_size)
         self.outcome = optimise(self.loss, self.network, batches, plan, validate, self.state_of(data))
         self.train(mode=False)
         with torch.no_grad():
@@ -319,32 +320,32 @@ class RealNet(Detector):
 
     def _choose_features(self, pictures: Pictures) -> None:
         """AFS, in one pass over all stages; and what good features are like (section 3.2)."""
-        features = self.features
-        totals: list[Tensor] = []
-        moments: list[Tensor] = []
+        features, count = self.features, self.config.afs_batches
+        # A row for each batch, whichever process looks at it: losses, means, mean squares.
+        rows = [torch.zeros(count, 3, wide, device=self.device) for wide in self.backbone.channels]
         precision = choose_precision(self.config.precision, self.device)
         with (
             torch.no_grad(),
             autocast(self.device, precision),
-            bar("Choose features", self.config.afs_batches) as drawn,
+            bar("Choose features", count) as drawn,
         ):
-            for number in range(self.config.afs_batches):
+            for number in range(distributed.rank(), count, distributed.world_size()):
                 batch = pictures.batch(number, self.config.batch_size, CHOOSE, 0.0)
                 clean = [part.float() for part in features.resample(self._see(batch.clean))]
                 damaged = [part.float() for part in features.resample(self._see(batch.damaged))]
                 mask = self._padded(batch.mask)
-                now = [selection_losses(one, other, mask) for one, other in zip(damaged, clean, strict=True)]
-                own = [torch.stack([part.mean((0, 2, 3)), part.square().mean((0, 2, 3))]) for part in clean]
-                totals = _added(totals, now)
-                moments = _added(moments, own)
-                drawn.advance()
-        features.choose(totals)
+                for stage, (one, other) in enumerate(zip(damaged, clean, strict=True)):
+                    found = selection_losses(one, other, mask), other.mean((0, 2, 3)), other.square().mean((0, 2, 3))
+                    rows[stage][number] = torch.stack(found)
+                drawn.advance(distributed.world_size())
+        losses, *moments = zip(*(reduce(torch.add, distributed.total(each)) for each in rows), strict=True)
+        features.choose(losses)
         for number, stride in enumerate(self.config.strides):
-            losses = features.get_buffer(f"loss_{number}") / self.config.afs_batches
+            mean_loss = features.get_buffer(f"loss_{number}") / count
             kept = features.get_buffer(f"index_{number}")
-            self.choices[f"channels at stride {stride}"] = Choice(tuple(losses.tolist()), tuple(kept.tolist()))
+            self.choices[f"channels at stride {stride}"] = Choice(tuple(mean_loss.tolist()), tuple(kept.tolist()))
         if self.config.standardise:
-            first, second = ([part[which] / self.config.afs_batches for part in moments] for which in range(2))
+            first, second = ([part / count for part in each] for each in moments)
             deviations = [
                 (square - mean.square()).clamp(min=0).sqrt() for mean, square in zip(first, second, strict=True)
             ]
@@ -437,10 +438,6 @@ def _reconstruction(config: RealNetConfig, channels: int) -> nn.Module:
     needed = math.lcm(GROUPS, *heads)
     width = max(needed, round(config.width * channels / needed) * needed)
     return UNet(channels, width, config.multipliers, config.attention)
-
-
-def _added(totals: list[Tensor], values: list[Tensor]) -> list[Tensor]:
-    return [one + other for one, other in zip(totals, values, strict=True)] if totals else values
 
 
 DETECTOR = RealNet

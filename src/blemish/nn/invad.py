@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the usual name
 
+from blemish.nn.norm import BatchNorm2d
 from blemish.nn.residual import bottleneck
 
 GAIN = math.sqrt(2)
@@ -260,11 +261,11 @@ class Fuser(nn.Module):
         last = len(channels) - 1
         sides = [2 ** (last - number) for number in range(len(channels))]
         self.down = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(wide, wide, side, stride=side), nn.BatchNorm2d(wide, eps=1e-6))
+            nn.Sequential(nn.Conv2d(wide, wide, side, stride=side), BatchNorm2d(wide, eps=1e-6))
             for wide, side in zip(channels, sides, strict=True)
         )
         self.join = nn.Sequential(
-            nn.Conv2d(sum(channels), code_width, 1, bias=False), nn.BatchNorm2d(code_width, eps=1e-6), nn.ReLU()
+            nn.Conv2d(sum(channels), code_width, 1, bias=False), BatchNorm2d(code_width, eps=1e-6), nn.ReLU()
         )
         self.bottleneck = bottleneck(code_width, code_width // 4, code_width)
         self.codes = nn.ModuleList(

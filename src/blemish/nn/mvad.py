@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the usual name
 
+from blemish.nn.norm import BatchNorm2d
 from blemish.nn.residual import bottleneck, growing
 
 
@@ -159,6 +160,41 @@ class Selector(nn.Module):
         return made
 
 
+class Dropout(nn.Module):
+    """Drops a share of the values of views in training, and scales the others.
+
+    It draws for the whole batch, also where this process has only some views of it, so that what is
+    dropped does not depend on how many processes share the batch.
+    """
+
+    def __init__(self, dropped: float) -> None:
+        super().__init__()
+        self.dropped = dropped
+        self.among: tuple[int, Tensor] | None = None
+        """Views in the whole batch, and which of them are here; None if all are."""
+
+    def forward(self, views: Tensor) -> Tensor:
+        """The same shape (B, ...)."""
+        if not self.training or not self.dropped:
+            return views
+        count, here = self.among or (len(views), slice(None))
+        return views * self.draw(count, views)[here] / (1 - self.dropped)
+
+    def draw(self, count: int, views: Tensor) -> Tensor:
+        """What to keep of `count` views like these."""
+        return torch.empty((count, *views.shape[1:]), dtype=views.dtype, device=views.device).bernoulli_(
+            1 - self.dropped
+        )
+
+
+class DropPath(Dropout):
+    """Drops a share of whole views."""
+
+    def draw(self, count: int, views: Tensor) -> Tensor:
+        """What to keep of `count` views like these."""
+        return torch.rand(count, *(1 for _ in views.shape[1:]), device=views.device) >= self.dropped
+
+
 class Block(nn.Module):
     """A transformer's block with normalisation after each part, and a selector for attention.
 
@@ -175,20 +211,17 @@ class Block(nn.Module):
             drop_path: Share of the views whose attention is dropped in training.
         """
         super().__init__()
-        self.selector, self.drop_path = Selector(how), drop_path
+        self.selector, self.drop = Selector(how), DropPath(drop_path)
         self.norm_seen = nn.LayerNorm(channels, eps=1e-6)
         self.layers = nn.Sequential(
-            *(nn.Linear(channels, 4 * channels), nn.ReLU(), nn.Dropout(dropout)),
-            *(nn.Linear(4 * channels, channels), nn.Dropout(dropout)),
+            *(nn.Linear(channels, 4 * channels), nn.ReLU(), Dropout(dropout)),
+            *(nn.Linear(4 * channels, channels), Dropout(dropout)),
         )
         self.norm = nn.LayerNorm(channels, eps=1e-6)
 
     def forward(self, feature: Tensor, position: Tensor, source: Windows, others: Tensor) -> Tensor:
         """(B, h, w, C) of feature maps of that shape; what is looked at is `source`."""
-        seen: Tensor = self.selector(feature + position, source, others)
-        if self.training and self.drop_path:
-            kept = torch.rand(len(seen), 1, 1, 1, device=seen.device) >= self.drop_path
-            seen = seen * kept / (1 - self.drop_path)
+        seen: Tensor = self.drop(self.selector(feature + position, source, others))
         feature = self.norm_seen(feature + seen)
         return cast(Tensor, self.norm(feature + self.layers(feature)))
 
@@ -295,7 +328,7 @@ def position_embedding(size: Sequence[int], channels: int) -> Tensor:
 
 
 def _activated(convolution: nn.Conv2d) -> nn.Sequential:
-    return nn.Sequential(convolution, nn.BatchNorm2d(convolution.out_channels), nn.ReLU())
+    return nn.Sequential(convolution, BatchNorm2d(convolution.out_channels), nn.ReLU())
 
 
 def _draw(module: nn.Module) -> None:

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the usual name
 
+from blemish import distributed
+from blemish.nn.norm import BatchNorm2d
+
 MOST = 5.0
 """Standard deviations that a residual can stand out by, at most."""
 _LEAST = 1e-3  # what counts as nothing, so that it has a logarithm
@@ -196,9 +199,11 @@ class ResidualSelection(nn.Module):
         highest, average = wide.amax((2, 3)), wide.mean((2, 3))
         mean, variance = self.get_buffer("mean"), self.get_buffer("variance")
         if self.training:
-            count = wide.numel() // wide.shape[1]
-            batch_mean = average.mean(0)
-            spread = (wide - batch_mean[:, None, None]).square().mean((0, 2, 3))
+            # Of the whole batch, where several processes share it evenly.
+            shares = distributed.world_size()
+            count = wide.numel() // wide.shape[1] * shares
+            batch_mean = distributed.total(average.mean(0)) / shares
+            spread = distributed.total((wide - batch_mean[:, None, None]).square().mean((0, 2, 3))) / shares
             mean.lerp_(batch_mean, self.momentum)
             variance.lerp_(spread * count / max(count - 1, 1), self.momentum)
             mean, variance = batch_mean, spread
@@ -223,7 +228,7 @@ class Discriminator(nn.Module):
         super().__init__()
         one, two, three, four = widths
         self.units = ResidualUnits(channels, channels, units)
-        self.first = nn.Sequential(nn.Conv2d(channels, one, 3, padding=1), nn.BatchNorm2d(one), nn.ReLU())
+        self.first = nn.Sequential(nn.Conv2d(channels, one, 3, padding=1), BatchNorm2d(one), nn.ReLU())
         self.second = nn.Sequential(
             nn.Conv2d(one, two, 3, padding=1), nn.ReLU(), nn.Conv2d(two, three, 3, padding=1), nn.ReLU()
         )

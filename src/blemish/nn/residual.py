@@ -3,6 +3,8 @@
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the usual name
 
+from blemish.nn.norm import BatchNorm2d
+
 
 class Residual(nn.Module):
     """The ReLU of the sum of what `layers` and `shortcut` make of a feature map."""
@@ -24,13 +26,13 @@ def bottleneck(channels: int, inner: int, width: int, stride: int = 1) -> Residu
     Source: arXiv 1512.03385, figure 5; the stride is where torch's ResNets have it.
     """
     layers = nn.Sequential(
-        *(nn.Conv2d(channels, inner, 1, bias=False), nn.BatchNorm2d(inner), nn.ReLU()),
-        *(nn.Conv2d(inner, inner, 3, stride, padding=1, bias=False), nn.BatchNorm2d(inner), nn.ReLU()),
-        *(nn.Conv2d(inner, width, 1, bias=False), nn.BatchNorm2d(width)),
+        *(nn.Conv2d(channels, inner, 1, bias=False), BatchNorm2d(inner), nn.ReLU()),
+        *(nn.Conv2d(inner, inner, 3, stride, padding=1, bias=False), BatchNorm2d(inner), nn.ReLU()),
+        *(nn.Conv2d(inner, width, 1, bias=False), BatchNorm2d(width)),
     )
     if stride == 1 and channels == width:
         return Residual(layers)
-    shortcut = nn.Sequential(nn.Conv2d(channels, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+    shortcut = nn.Sequential(nn.Conv2d(channels, width, 1, stride, bias=False), BatchNorm2d(width))
     return Residual(layers, shortcut)
 
 
@@ -40,13 +42,13 @@ def growing(channels: int, width: int, depth: int) -> nn.Sequential:
     Source: arXiv 2201.10703, section 3.1 (the decoder of reverse distillation).
     """
     doubling = Residual(
-        _two(_doubled(channels, width), width), nn.Sequential(_doubled(channels, width), nn.BatchNorm2d(width))
+        _two(_doubled(channels, width), width), nn.Sequential(_doubled(channels, width), BatchNorm2d(width))
     )
     return nn.Sequential(doubling, *(Residual(_two(_conv3(width), width)) for _ in range(depth - 1)))
 
 
 def _two(first: nn.Module, width: int) -> nn.Sequential:
-    return nn.Sequential(first, nn.BatchNorm2d(width), nn.ReLU(), _conv3(width), nn.BatchNorm2d(width))
+    return nn.Sequential(first, BatchNorm2d(width), nn.ReLU(), _conv3(width), BatchNorm2d(width))
 
 
 def _doubled(channels: int, width: int) -> nn.ConvTranspose2d:

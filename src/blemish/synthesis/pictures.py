@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from blemish.distributed import share
 from blemish.errors import DatasetError
 from blemish.images import Bools, Floats, Picture
 from blemish.progress import bar
@@ -79,7 +80,14 @@ class Pictures:
             purpose: Tells sequences apart: each has its own shuffling and its own anomalies.
             clean_share: Another share of undamaged pictures than the recipe's.
         """
-        found = [self.item(position, purpose, clean_share) for position in range(number * size, (number + 1) * size)]
+        return self._at(range(number * size, (number + 1) * size), purpose, clean_share)
+
+    def shared(self, number: int, size: int) -> Damaged:
+        """The part that this process takes of such a batch to learn from."""
+        return self._at(share(range(number * size, (number + 1) * size)), TRAIN, None)
+
+    def _at(self, positions: Sequence[int], purpose: int, clean_share: float | None) -> Damaged:
+        found = [self.item(position, purpose, clean_share) for position in positions]
         starts = np.cumsum([0, *(len(group.pictures) for group in self.groups)])
         start_of = {group.category: int(start) for group, start in zip(self.groups, starts, strict=False)}
         return Damaged.of(

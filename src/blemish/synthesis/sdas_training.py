@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from blemish import headers, images
+from blemish import distributed, headers, images
 from blemish.dataset import Dataset
 from blemish.errors import ConfigError
 from blemish.reading import digest
@@ -96,6 +96,9 @@ def fit(
     data.require_train()
     places = places or Places()
     has_classifier = config.classifier_steps > 0 and len(data.categories) > 1
+    distributed.check_shares(config.batch_size)
+    if has_classifier:
+        distributed.check_shares(config.classifier_batch_size, "classifier_batch_size")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = DiffusionModel(Known(config, tuple(data.categories), has_classifier=has_classifier))
@@ -151,7 +154,7 @@ def _train(
         return -sum(found) / VALIDATED
 
     def batch(number: int, size: int) -> Noisy:
-        return _noisy(learn, categories, range(number * size, (number + 1) * size), TRAIN)
+        return _noisy(learn, categories, distributed.share(range(number * size, (number + 1) * size)), TRAIN)
 
     plan = config.counted(len(learn) / config.batch_size)
     outcome = optimise(
@@ -170,7 +173,7 @@ def _train(
     return outcome
 
 
-def _noisy(pictures: Pictures, categories: Sequence[str], positions: range, purpose: int) -> Noisy:
+def _noisy(pictures: Pictures, categories: Sequence[str], positions: Sequence[int], purpose: int) -> Noisy:
     """The pictures at some positions of the endless sequence, each with a time and noise of its own."""
     found, labels, times, noises = [], [], [], []
     for position in positions:
