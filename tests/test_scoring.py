@@ -9,8 +9,7 @@ import blemish
 from blemish import judging, scoring
 from blemish.artifact import Header, Predictor
 from blemish.errors import DatasetError
-from blemish.headers import from_plain
-from blemish.judging import Region, Scored, find_regions, judge
+from blemish.judging import Region, Scored, find_regions, from_line, judge
 from blemish.types import Calibration, Decider, Fitted, Policy, Prediction, Preprocessing
 from trees import BAD, GOOD, SIZE, grow, mvtec, picture
 
@@ -246,7 +245,7 @@ def test_unfinished_work_of_other_pictures_is_not_taken(tmp_path, monkeypatch):
 
 def test_rows_survive_their_own_lines():
     row = Scored("a.png", float("nan"), 0.5, "good", (Region((1, 2, 3, 4), 5, 6.5),), "cup", is_anomalous=False)
-    back = from_plain(Scored, scoring._from_finite(json.loads(row.line())))
+    back = from_line(row.line())
     assert back.regions == row.regions
     assert np.isnan(back.image_score)
     assert Decider(Calibration((1.0,), (1.0,)), Policy()).decide(back.image_score) == "defective"

@@ -6,6 +6,7 @@ ones are hyphens. It is a module with
 
 - a docstring whose first line is the line of `blemish --help`, "fit MODEL DATA: learn from good
   pictures.", with what is to be typed before the colon;
+- `TOGETHER = True` if several processes, started by torchrun, can share the work (`distributed`);
 - `COMMAND`: a dataclass whose fields are the options, whose docstrings are the help texts, and
   whose call does the job and returns the exit status; or, where options depend on what was typed,
   a function from the words behind the command's name to such a dataclass.
@@ -15,13 +16,15 @@ runs, so that `--help` is quick.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 from rich.console import Console
 from tyro.conf import Positional, arg
 
+from blemish.engine import Kind
+from blemish.errors import ConfigError, bad_option
 from blemish.parts import MissingViews, Views
 from blemish.types import Failure, Policy
 
@@ -29,7 +32,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from blemish.artifact import Predictor
+    from blemish.blocks import Place
     from blemish.dataset import Dataset
+    from blemish.engine import Cluster
     from blemish.metric import Options
 
 ArtifactFile: TypeAlias = Annotated[Positional[Path], arg(metavar="ARTIFACT")]
@@ -56,18 +61,19 @@ class DataOptions:
     missing_views: MissingViews = "keep"
     """Keep parts that lack views, drop them, or stop with an error."""
 
-    def open(self, *, seed: int = 0, known: Sequence[str] = ()) -> "Dataset":
+    def open(self, *, seed: int = 0, known: Sequence[str] = (), root: Path | None = None) -> "Dataset":
         """The dataset, described in a sentence for each category.
 
         Args:
             seed: Decides which pictures are held out.
             known: Categories that are meant when none is named, where the dataset has any of them.
+            root: A copy of the data to look at in its place.
         """
         from blemish.dataset import open_dataset
 
         data = open_dataset(
             self.dataset,
-            self.data,
+            root or self.data,
             category=[name.strip() for name in self.category.split(",") if name.strip()],
             train_dir=self.train_dir,
             validation_fraction=self.validation_fraction,
@@ -111,6 +117,60 @@ class DetectorOptions:
         """The artifact's own policy, with what was given in its place."""
         names = ("max_false_reject", "max_review", "top_views")
         return replace(own, **{name: given for name in names if (given := getattr(self, name)) is not None})
+
+
+@dataclass(frozen=True)
+class ClusterOptions:
+    """Who does the work."""
+
+    engine: Kind = "local"
+    """local: this process; ray: actors of Ray on one machine or many, see docs/scale.md."""
+    address: str = ""
+    """Of a Ray cluster that runs, or auto; without it Ray starts on this machine."""
+    actors: int = 0
+    """How many actors of Ray; one for each GPU, or else for each processor, if not given."""
+
+    def cluster(self, device: str) -> "Cluster | None":
+        """Where actors run; None for the local engine.
+
+        Raises:
+            ConfigError: options that are for Ray are given to the local engine.
+        """
+        from blemish.engine import Cluster
+
+        if self.engine == "ray":
+            return Cluster(self.address, self.actors, device)
+        given = [f"--{field.name}" for field in fields(self) if field.name != "engine" and self._is_given(field.name)]
+        if given:
+            raise ConfigError(f"{' and '.join(given)} say how Ray works; add --engine ray, or leave them out.")
+        return None
+
+    def _is_given(self, name: str) -> bool:
+        return bool(getattr(self, name) != getattr(type(self)(), name))
+
+
+@dataclass(frozen=True)
+class EngineOptions(ClusterOptions):
+    """Who does the work, and in which pieces."""
+
+    block: int = 256
+    """Pictures that an actor of Ray takes at a time, about; no more are lost with an actor that dies."""
+    parts: Path | None = None
+    """Folder that keeps what Ray's actors find: Parquet tables and metric states; a killed job goes on from there.
+    One in the cache, until all is done, if not given."""
+
+    def place(self, device: str) -> "Place | None":
+        """Where blocks are judged; None for the local engine.
+
+        Raises:
+            ConfigError: options that are for Ray are given to the local engine.
+        """
+        from blemish.blocks import Place
+
+        if self.block < 1:
+            raise bad_option("block", self.block, "1 or more")
+        cluster = self.cluster(device)
+        return None if cluster is None else Place(cluster, self.block, self.parts)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 
 from blemish.artifact import BATCH, Predictor
+from blemish.headers import from_plain
 from blemish.images import Floats
 from blemish.reading import read_parts
 from blemish.types import Decider, Decision, Failure, Policy, Prediction, Sample, part_score
@@ -55,6 +56,12 @@ class Scored:
     def line(self) -> str:
         """One JSON object in one line."""
         return json.dumps(_plain(self), allow_nan=False)
+
+
+def from_line(line: str) -> Scored:
+    """The picture that a JSON object in one line is about."""
+    values = json.loads(line)
+    return from_plain(Scored, {key: math.nan if value is None else value for key, value in values.items()})
 
 
 @dataclass(frozen=True, slots=True)

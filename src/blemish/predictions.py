@@ -1,5 +1,6 @@
 """What `blemish predict` leaves behind: JSON lines, overlays, raw maps."""
 
+import io
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -13,11 +14,13 @@ from rich.text import Text
 from blemish import files, images
 from blemish.artifact import Predictor
 from blemish.dataset import MASK_FOLDERS
-from blemish.errors import DatasetError
+from blemish.errors import ConfigError, DatasetError
 from blemish.judging import Judged, Scored, ScoredPart, judge
+from blemish.objects import is_address, name_of
 from blemish.parts import Views
 from blemish.progress import track
-from blemish.types import Failure, Policy, Sample
+from blemish.rows import LISTS, PICTURE, Finder, read_rows
+from blemish.types import Decision, Failure, Policy, Sample
 
 ROWS = 40
 """Pictures that the table shows, at most."""
@@ -26,7 +29,7 @@ _COLOURS = {"good": "green", "review": "yellow", "defective": "red"}
 
 
 def find_pictures(places: Sequence[Path], out_dir: Path | None = None) -> list[Path]:
-    """The pictures among `places`: files as they are, folders with all pictures below them, sorted.
+    """The pictures among `places`: files as they are, those in manifests, folders with all below them, sorted.
 
     Folders of masks, and `out_dir` with what an earlier run left in it, are passed over.
 
@@ -35,15 +38,40 @@ def find_pictures(places: Sequence[Path], out_dir: Path | None = None) -> list[P
     """
     found: list[Path] = []
     for place in places:
+        if is_address(place):
+            raise ConfigError(f"{name_of(place)} is in an object store, which --engine ray reads; add that.")
         if not place.exists():
             raise DatasetError(f"{place} does not exist; expected pictures, or folders of pictures.")
-        found += _below(place, out_dir) if place.is_dir() else [place]
+        if place.suffix.lower() in LISTS and place.is_file():
+            found += listed(place)
+        else:
+            found += _below(place, out_dir) if place.is_dir() else [place]
     if not found:
         names = ", ".join(str(place) for place in places)
         raise DatasetError(
             f"{names}: no pictures there; expected files ending in {', '.join(sorted(images.SUFFIXES))}."
         )
     return list(dict.fromkeys(found))
+
+
+def listed(manifest: Path) -> list[Path]:
+    """The pictures that a manifest names.
+
+    Raises:
+        DatasetError: it can't be read, or a picture is not where it says.
+    """
+    find = Finder(manifest.parent)
+    return [find(row.get("path", ""), place) for place, row in read_rows(manifest, PICTURE)]
+
+
+def samples_of(pictures: Sequence[Path], category: str = "", views: Views | None = None) -> list[Sample]:
+    """Pictures without labels, joined to parts.
+
+    Raises:
+        DatasetError: they can't be joined like that.
+    """
+    samples = [Sample(path=path, category=category, split="test", is_anomalous=None) for path in pictures]
+    return (views or Views()).join(samples)
 
 
 def predict(
@@ -68,8 +96,7 @@ def predict(
     Raises:
         DatasetError: they can't be joined like that.
     """
-    samples = [Sample(path=path, category=category, split="test", is_anomalous=None) for path in pictures]
-    samples = (views or Views()).join(samples)
+    samples = samples_of(pictures, category, views)
     return iter(track(judge(predictor, samples, failures, policy), "Predict", len(samples)))
 
 
@@ -101,18 +128,22 @@ def write(
             for write_line in writers:
                 write_line(each.scored.line())
             if out_dir is not None:
-                name = _free_name(Path(os.path.relpath(each.sample.path.absolute(), shared)), taken)
-                _write_pictures(each, out_dir, name, maps=maps)
+                name = free_name(Path(os.path.relpath(each.sample.path.absolute(), shared)), taken)
+                for file, content in pictured(each, name, maps=maps).items():
+                    files.write_bytes(out_dir / file, content)
     return scored
 
 
-def _write_pictures(each: Judged, out_dir: Path, name: Path, *, maps: bool) -> None:
+def pictured(each: Judged, name: str | Path, *, maps: bool) -> dict[str, bytes]:
+    """The overlay of a picture and, if wanted, its raw map: contents by the names of their files."""
     outlines = [(each.anomaly_map > each.decider.pixel, WHITE)]
     drawn = images.overlay(each.image, each.anomaly_map, each.decider.heat_span, outlines)
-    files.write_bytes(out_dir / "overlays" / f"{name}.png", images.encode(drawn))
+    found = {f"overlays/{name}.png": images.encode(drawn)}
     if maps:
-        with files.replacing(out_dir / "maps" / f"{name}.npy") as temporary:
-            np.save(temporary, each.anomaly_map)
+        opened = io.BytesIO()
+        np.save(opened, each.anomaly_map)
+        found[f"maps/{name}.npy"] = opened.getvalue()
+    return found
 
 
 def table(scored: Sequence[Scored]) -> Table:
@@ -151,10 +182,15 @@ def summary(scored: Sequence[Scored | ScoredPart], noun: str = "pictures") -> st
     >>> summary([])
     '0 pictures: 0 defective, 0 good.'
     """
-    counts = Counter(row.decision for row in scored)
+    return counted(Counter(row.decision for row in scored), noun)
+
+
+def counted(counts: "Counter[Decision]", noun: str = "pictures") -> str:
+    """How many of how many were decided how."""
+    total = counts.total()
     review = f"{counts['review']} to review, " if counts["review"] else ""
-    hidden = f" The {ROWS} highest scores are shown." if len(scored) > ROWS else ""
-    return f"{len(scored)} {noun}: {counts['defective']} defective, {review}{counts['good']} good.{hidden}"
+    hidden = f" The {ROWS} highest scores are shown." if total > ROWS else ""
+    return f"{total} {noun}: {counts['defective']} defective, {review}{counts['good']} good.{hidden}"
 
 
 def _below(folder: Path, out_dir: Path | None) -> list[Path]:
@@ -169,7 +205,7 @@ def _below(folder: Path, out_dir: Path | None) -> list[Path]:
     return sorted(found)
 
 
-def _free_name(path: Path, taken: set[Path]) -> Path:
+def free_name(path: Path, taken: set[Path]) -> Path:
     """The picture's path without its suffix, or with it where another one has the same."""
     name = path.with_name(path.stem)
     if name in taken:

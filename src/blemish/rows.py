@@ -10,6 +10,10 @@ from typing import TypeAlias
 
 from blemish.errors import DatasetError, not_among
 
+LISTS = frozenset({".csv", ".jsonl", ".parquet"})
+"""Endings of manifests."""
+PICTURE = ("path", "split", "label", "defect", "mask", "category", "part", "view")
+"""What a manifest of pictures may say of each; see `datasets/manifest.py`."""
 Row: TypeAlias = dict[str, str]
 Place: TypeAlias = str
 """A manifest and a row of it, in words."""
@@ -62,12 +66,15 @@ def read_rows(file: Path, columns: Sequence[str]) -> Iterator[tuple[Place, Row]]
     """Each row of a manifest with the place where it stands.
 
     Args:
-        file: CSV with a first row of column names, or (.jsonl) one JSON object a line; in UTF-8.
+        file: CSV with a first row of column names, or (.jsonl) one JSON object a line; in UTF-8. Or (.parquet)
+            a table.
         columns: The names that are known; the first must be there.
 
     Raises:
         DatasetError: the file can't be read, or a row does not fit.
     """
+    if file.suffix.lower() == ".parquet":
+        return _parquet_rows(file, columns)
     try:
         text = file.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -110,6 +117,24 @@ def _json_rows(text: str, file: Path, known: Sequence[str]) -> Iterator[tuple[Pl
             raise DatasetError(f'{place}: expected a JSON object like {{"path": "good/1.png", "label": "good"}}.')
         _check_columns(list(row), known, place)
         yield place, {column: _text(value, column, place) for column, value in row.items()}
+
+
+def _parquet_rows(file: Path, known: Sequence[str]) -> Iterator[tuple[Place, Row]]:
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        with ParquetFile(file, page_checksum_verification=True) as table:
+            _check_columns(table.schema_arrow.names, known, str(file))
+            number = 0
+            for batch in table.iter_batches():
+                for row in batch.to_pylist():
+                    number += 1
+                    place = f"{file}, row {number}"
+                    yield place, {column: _text(value, column, place) for column, value in row.items()}
+    except (OSError, ArrowException) as error:
+        reason = " ".join(str(error).split())
+        raise DatasetError(f"{file} can't be read ({reason}); expected a table in Parquet that is whole.") from error
 
 
 def _check_columns(columns: Sequence[str], known: Sequence[str], place: Place) -> None:

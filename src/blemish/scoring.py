@@ -3,11 +3,10 @@
 import hashlib
 import json
 import logging
-import math
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,9 @@ from blemish.artifact import Header, Predictor
 from blemish.dataset import Dataset
 from blemish.errors import BlemishError, DatasetError, ImageError, MetricError, OutputError
 from blemish.files import write_text
-from blemish.headers import from_plain
-from blemish.judging import Judged, Scored, ScoredPart, decide_parts, finite, judge
+from blemish.judging import Judged, Scored, ScoredPart, decide_parts, finite, from_line, judge
 from blemish.metric import Evaluation, Mode, Options, Results
+from blemish.objects import name_of
 from blemish.parts import part_of
 from blemish.progress import bar
 from blemish.reading import digest, read_mask
@@ -98,13 +97,7 @@ def score(
     Raises:
         DatasetError: there are no labelled test pictures, or none that can be read.
     """
-    samples = [sample for sample in data.test if sample.is_anomalous is not None]
-    if not samples:
-        raise DatasetError(
-            f"{data.root} has no labelled test pictures; expected good and defective ones, for example in "
-            "test/good and test/scratch. Use blemish predict for pictures without labels."
-        )
-    options = replace(options or Options(), top_views=(policy or predictor.policy).top_views)
+    samples, options = labelled(data), options or Options()
     intervals = options.resamples > 0
     work = _Work(_progress_folder(predictor, samples, (policy, mode, intervals)) if resume else None, mode, intervals)
     done = work.done
@@ -118,32 +111,93 @@ def score(
                 work.add(judged)
             drawn.advance()
     work.save()
-    if not work.rows:
+    read = [sample for sample in samples if str(sample.path) in work.rows]
+    found = Found(work.evaluation, work.rows, work.failures, learned(predictor.header, read))
+    return replace(report(predictor, data, found, policy, options), progress=work.folder)
+
+
+def labelled(data: Dataset) -> list[Sample]:
+    """The test pictures of which it is known whether they are good.
+
+    Raises:
+        DatasetError: there are none.
+    """
+    samples = [sample for sample in data.test if sample.is_anomalous is not None]
+    if not samples:
         raise DatasetError(
-            f"{data.root}: none of the {len(samples)} test pictures can be read; {work.failures[0].reason}"
+            f"{data.root} has no labelled test pictures; expected good and defective ones, for example in "
+            "test/good and test/scratch. Use blemish predict for pictures without labels."
+        )
+    return samples
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was found out, whoever went through the pictures."""
+
+    evaluation: Evaluation
+    rows: Mapping[str, Scored]
+    """{path or address: what was scored}."""
+    failures: list[Failure]
+    learned: tuple[str, ...]
+    """Good pictures that the detector has learned from."""
+
+
+def report(predictor: Predictor, data: Dataset, found: Found, policy: Policy | None, options: Options) -> Report:
+    """The report on what was found on the labelled test pictures of a dataset.
+
+    Raises:
+        DatasetError: none of them can be read.
+    """
+    samples = {name_of(sample.path): sample for sample in labelled(data)}
+    if not found.rows:
+        raise DatasetError(
+            f"{data.root}: none of the {len(samples)} test pictures can be read; {found.failures[0].reason}"
         )
     deciders = {category: predictor.decider(category, policy) for category in data.categories}
     thresholds = {category: decider.reject.value for category, decider in deciders.items()}
-    scored = [work.rows[str(sample.path)] for sample in samples if str(sample.path) in work.rows]
+    scored = [found.rows[name] for name in samples if name in found.rows]
+    options = replace(options, thresholds=thresholds, top_views=(policy or predictor.policy).top_views)
     return Report(
         header=predictor.header,
         sentences=data.sentences(),
         deciders=deciders,
-        results=work.evaluation.compute(replace(options, thresholds=thresholds)),
+        results=found.evaluation.compute(options),
         scored=scored,
-        failures=work.failures,
-        samples={str(sample.path): sample for sample in samples},
-        learned=_learned(predictor, [sample for sample in samples if str(sample.path) in work.rows]),
-        parts=decide_parts(predictor, scored, policy, {str(sample.path): sample.category for sample in samples}),
-        progress=work.folder,
+        failures=found.failures,
+        samples=samples,
+        learned=found.learned,
+        parts=decide_parts(predictor, scored, policy, {name: sample.category for name, sample in samples.items()}),
     )
 
 
-def _learned(predictor: Predictor, samples: Sequence[Sample]) -> tuple[str, ...]:
+def learned(header: Header, samples: Iterable[Sample]) -> tuple[str, ...]:
     """The good pictures among the samples whose content the detector was trained on."""
-    known = set(predictor.header.fitted.learned_from)
+    known = set(header.fitted.learned_from)
     good = (sample.path for sample in samples if not sample.is_anomalous)
     return tuple(str(path) for path in good if digest(path) in known)
+
+
+def take_in(evaluation: Evaluation, judged: Judged, failures: list[Failure], sample: Sample | None = None) -> bool:
+    """Whether a picture could be measured, together with its mask.
+
+    Args:
+        evaluation: Takes it in.
+        judged: The picture.
+        failures: Grows by what could not be used.
+        sample: What it is called and belongs to, where it was read from a copy.
+    """
+    mask = None
+    try:
+        mask = read_mask(judged.sample, (judged.anomaly_map.shape[0], judged.anomaly_map.shape[1]))
+    except ImageError as error:
+        failures.append(Failure(judged.sample.path, f"scored without its mask: {error}"))
+    try:
+        evaluation.add(sample or judged.sample, judged.scored.image_score, judged.anomaly_map, mask)
+    except MetricError as error:
+        failures.append(Failure(judged.sample.path, str(error)))
+        return False
+    return True
 
 
 def forget(report: Report) -> None:
@@ -175,7 +229,7 @@ class _Work:
         self.evaluation = Evaluation.load(folder / "evaluation.safetensors")
         # The evaluation is written last, so the others may hold pictures that it does not.
         lines = (folder / "scores.jsonl").read_text("utf-8").splitlines()
-        found = [from_plain(Scored, _from_finite(json.loads(line))) for line in lines]
+        found = [from_line(line) for line in lines]
         paths = self.evaluation.paths
         self.rows = {row.path: row for row in found if row.path in paths}
         reasons = json.loads((folder / "failures.json").read_text("utf-8"))
@@ -186,18 +240,9 @@ class _Work:
         return set(self.rows)
 
     def add(self, judged: Judged) -> None:
-        sample, scored = judged.sample, judged.scored
-        mask = None
-        try:
-            mask = read_mask(sample, (judged.anomaly_map.shape[0], judged.anomaly_map.shape[1]))
-        except ImageError as error:
-            self.failures.append(Failure(sample.path, f"scored without its mask: {error}"))
-        try:
-            self.evaluation.add(sample, scored.image_score, judged.anomaly_map, mask)
-        except MetricError as error:
-            self.failures.append(Failure(sample.path, str(error)))
+        if not take_in(self.evaluation, judged, self.failures):
             return
-        self.rows[scored.path] = scored
+        self.rows[judged.scored.path] = judged.scored
         if time.monotonic() - self._saved > SAVE_EVERY:
             self.save()
 
@@ -231,7 +276,3 @@ def _thresholds(decider: Decider) -> dict[str, Any]:
     if decider.calibration.parts:
         found["part_reject"] = asdict(decider.of_parts().reject)
     return found if decider.review is None else found | {"review": asdict(decider.review)}
-
-
-def _from_finite(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: math.nan if value is None else value for key, value in values.items()}

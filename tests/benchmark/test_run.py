@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 import textures
-from blemish.benchmark import Cell, Grid, cells_of, run
+from blemish import engine
+from blemish.benchmark import Cell, Grid, cells_of, run, run_on
+from blemish.errors import OutputError
 
 SCORES = {"metrics": {"cloth": {"image_auroc": 0.75}}, "seconds_per_picture": 0.1, "memory": 1.0, "pictures": 3,
           "failures": [], "notes": []}  # fmt: skip
@@ -66,6 +68,31 @@ def test_finished_cells_are_not_run_again(grid: Grid, tmp_path: Path, monkeypatc
     assert (again[0].was_there, again[1].was_there) == (True, False)
     assert again[0].scores == first[0].scores
     assert again[0].scores.metrics == SCORES["metrics"]
+
+
+def test_actors_run_cells_in_a_folder_that_all_see(grid: Grid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = cells_of(replace(grid, seeds=(0, 1)))
+    steps = worker(tmp_path, monkeypatch, finishing(cells))
+    list(run(cells[:1], grid.out))
+
+    def here(blocks, make, shared, cluster):
+        work = make(shared)
+        yield from ((number, work(text)) for number, text in blocks)
+
+    monkeypatch.setattr(engine, "spread", here)
+    found = list(run_on(engine.Cluster(), cells, grid.out))
+    assert [(outcome.was_there, outcome.reason) for outcome in found] == [(True, ""), (False, "")]
+    assert found[1].scores is not None
+    assert found[1].scores.metrics == SCORES["metrics"]
+    assert len(steps.read_text().split()) == 4
+
+    def elsewhere(blocks, make, shared, cluster):
+        (grid.out / "cells/.shared").write_text("what another machine has there")
+        yield from here(blocks, make, shared, cluster)
+
+    monkeypatch.setattr(engine, "spread", elsewhere)
+    with pytest.raises(OutputError, match="is another folder than where the benchmark was started"):
+        list(run_on(engine.Cluster(), cells, grid.out))
 
 
 def test_another_protocol_is_scored_without_another_fit(

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from blemish import images
+from blemish import engine, images
 from blemish.errors import ConfigError, DatasetError, OutputError
-from blemish.synthesis import sample_set
+from blemish.synthesis import sample_set, sdas
 from blemish.synthesis.sample_set import Wanted, lay_out, read_manifest, write
 from blemish.synthesis.sampling import draw
 from blemish.synthesis.sources import parse
@@ -42,6 +42,33 @@ def test_pictures_masks_and_manifest_are_written(model, tmp_path):
         assert row["changed"] == pytest.approx((mask > 0).mean(), abs=1e-6)
         assert 0.2 <= row["strength"] <= 0.4
         assert (row["seed"], row["model"], row["solver"], row["category"]) == (0, "hash", "ancestral", "a")
+
+
+def test_actors_draw_the_same_set(model, tmp_path, monkeypatch):
+    file, real = tmp_path / "good.diffusion", tmp_path / "real"
+    sdas.save(model, file)
+    real.mkdir()
+    for number in range(3):
+        Image.new("RGB", (16, 16), (60 * number, 90, 30)).save(real / f"{number}.png")
+    wanted, left = Wanted(category="a", count=10, first=4, init=real), []
+
+    def here(blocks, make, shared, cluster):
+        work = make(shared)
+        for number, text in reversed(blocks):
+            left.append(number)
+            yield number, work(text)
+            if len(left) == 1:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(engine, "spread", here)
+    write(tmp_path / "one", model, "hash", wanted, DRAWING)
+    actors = sample_set.Actors(file, engine.Cluster(device="cpu"))
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "several", model, "hash", wanted, DRAWING, actors)
+    written = write(tmp_path / "several", model, "hash", wanted, DRAWING, actors)
+    assert (written.drawn, written.found) == (4, 6)
+    assert left == [1, 0]
+    assert contents(tmp_path / "one") == contents(tmp_path / "several")
 
 
 def test_a_full_disk_stops_and_the_same_run_goes_on(model, tmp_path, monkeypatch):

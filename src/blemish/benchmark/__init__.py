@@ -7,7 +7,7 @@ that was killed goes on, and one whose settings have changed is another cell.
 
 from blemish.benchmark.grid import Cell, Grid, cells_of, read_grid
 from blemish.benchmark.published import datasets, published
-from blemish.benchmark.run import Outcome, run
+from blemish.benchmark.run import Outcome, run, run_on
 from blemish.benchmark.table import Table, terminal_table, write
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "published",
     "read_grid",
     "run",
+    "run_on",
     "terminal_table",
     "write",
 ]

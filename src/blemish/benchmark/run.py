@@ -2,20 +2,26 @@
 
 import json
 import os
+import platform
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
+from blemish import engine
 from blemish.benchmark.cell import CELL, DETECTOR, FIT, Fit, Scores
 from blemish.benchmark.grid import Cell
-from blemish.errors import BlemishError
+from blemish.engine import Cluster, Files, Work
+from blemish.errors import BlemishError, OutputError
 from blemish.files import check_writable, write_text
 from blemish.headers import from_plain
 
+_SHARED = ".shared"
 _WORKER = "from blemish.benchmark.cell import main; main()"
 
 
@@ -57,6 +63,46 @@ def run(cells: Sequence[Cell], out: Path, jobs: int = 1) -> Iterator[Outcome]:
             for process in list(running):
                 process.terminate()
             time.sleep(0.05)
+
+
+def run_on(cluster: Cluster, cells: Sequence[Cell], out: Path) -> Iterator[Outcome]:
+    """What comes of each cell, as it comes, where actors run them.
+
+    Args:
+        cluster: Where.
+        cells: What to run.
+        out: A folder that all machines see; each cell has a folder in `out/cells`.
+
+    Raises:
+        OutputError: nothing can be written there, or a machine does not see the folder.
+    """
+    place = (out / "cells").absolute()
+    check_writable(place / "cell")
+    token = uuid.uuid4().hex
+    write_text(place / _SHARED, token)
+    blocks = [(number, json.dumps(asdict(cell))) for number, cell in enumerate(cells)]
+    for number, found in engine.spread(blocks, partial(_running, place, token), {}, cluster):
+        reason, was_there = json.loads(found["outcome"])
+        cell = cells[number]
+        outcome = Outcome(cell, place / cell.folder, reason=reason)
+        # What it came to is in its folder.
+        yield outcome if reason else replace(_run_cell(cell, place, 1, set()), was_there=was_there)
+
+
+def _running(place: Path, token: str, _: Files) -> Work:
+    """What an actor does with a cell."""
+    shared = place / _SHARED
+    if not shared.is_file() or shared.read_text("utf-8") != token:
+        raise OutputError(
+            f"{place} on {platform.node()} is another folder than where the benchmark was started; expected --out to "
+            "be on storage that all machines share."
+        )
+
+    def work(text: str) -> Files:
+        outcome = _run_cell(from_plain(Cell, json.loads(text)), place, 1, set())
+        return {"outcome": json.dumps((outcome.reason, outcome.was_there)).encode()}
+
+    return work
 
 
 def _run_cell(cell: Cell, place: Path, jobs: int, running: set[subprocess.Popen[bytes]]) -> Outcome:

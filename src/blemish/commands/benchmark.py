@@ -5,8 +5,8 @@ from dataclasses import dataclass, field, make_dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 
-from blemish.benchmark import Grid, Outcome, Table, cells_of, published, read_grid, run, terminal_table, write
-from blemish.command import FAILED, SOME_FAILED, say
+from blemish.benchmark import Grid, Outcome, Table, cells_of, published, read_grid, run, run_on, terminal_table, write
+from blemish.command import FAILED, SOME_FAILED, ClusterOptions, say
 from blemish.errors import ConfigError
 from blemish.progress import bar
 
@@ -19,6 +19,7 @@ class Benchmark:
     """
 
     grid: Grid = field(default_factory=Grid)
+    where: ClusterOptions = field(default_factory=ClusterOptions)
 
     def __call__(self) -> int:
         """Runs what is left to run, writes and prints the table."""
@@ -26,10 +27,11 @@ class Benchmark:
         grid = replace(self.grid, data=named or self._of_file.data)
         if grid.beside:
             published(grid.beside, ())
-        cells = cells_of(grid)
+        cells, cluster = cells_of(grid), self.where.cluster(grid.device)
         found: dict[str, Outcome] = {}
         with bar("Benchmark", len(cells)) as drawn:
-            for outcome in run(cells, grid.out, grid.jobs):
+            outcomes = run(cells, grid.out, grid.jobs) if cluster is None else run_on(cluster, cells, grid.out)
+            for outcome in outcomes:
                 found[outcome.cell.name + outcome.cell.folder] = outcome
                 drawn.advance()
                 say(f"{len(found)} of {len(cells)}: {_said(outcome)}")

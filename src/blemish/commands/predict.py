@@ -1,15 +1,23 @@
 """predict part.blemish PICTURE...: score pictures; heatmaps, JSON lines."""
 
-from dataclasses import dataclass
+import heapq
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from blemish.command import DetectorOptions, report_failures, say
+from blemish.command import DetectorOptions, EngineOptions, report_failures, say
 from blemish.errors import ConfigError, DatasetError, not_among
 from blemish.parts import MissingViews, Views
-from blemish.types import Failure
+from blemish.types import Decision, Failure
+
+if TYPE_CHECKING:
+    from blemish.artifact import Predictor
+    from blemish.blocks import Place
+    from blemish.judging import Scored
 
 
 @dataclass(frozen=True)
@@ -17,7 +25,7 @@ class PictureOptions:
     """What is shown to it."""
 
     pictures: Annotated[Positional[tuple[Path, ...]], arg(metavar="PICTURE...")]
-    """Pictures, or folders of pictures."""
+    """Pictures, folders of pictures, or manifests (.csv, .jsonl, .parquet); with Ray also addresses like s3://..."""
     category: str = ""
     """Whose threshold decides, where the artifact knows several."""
     view_pattern: str = ""
@@ -32,6 +40,7 @@ class Predict:
 
     detector: DetectorOptions
     shown: PictureOptions
+    where: EngineOptions = field(default_factory=EngineOptions)
     out_dir: Path | None = None
     """Folder for predictions.jsonl and an overlay of each picture and its anomaly map."""
     json_lines: Path | None = None
@@ -41,17 +50,19 @@ class Predict:
 
     def __call__(self) -> int:
         """Predicts, writes, prints."""
-        from blemish import judging, predictions
+        from blemish import predictions
         from blemish.files import check_writable
 
         if self.maps and self.out_dir is None:
             raise ConfigError("--maps needs a folder to write to; name one with --out-dir.")
-        for file in (self.json_lines, self.out_dir and self.out_dir / "predictions.jsonl"):
-            if file is not None:
-                check_writable(file)
+        for file in self._lines:
+            check_writable(file)
+        place = self.where.place(self.detector.device)
+        if place is not None:
+            return self._on_ray(place)
         pictures = predictions.find_pictures(self.shown.pictures, self.out_dir)
         predictor = self.detector.load()
-        category = self.shown.category or (predictor.categories[0] if len(predictor.categories) == 1 else "")
+        category = self._category(predictor)
         policy = self.detector.policy(predictor.policy)
         failures: list[Failure] = []
         views = Views(self.shown.view_pattern, self.shown.missing_views)
@@ -59,11 +70,57 @@ class Predict:
         scored = predictions.write(judged, pictures, json_lines=self.json_lines, out_dir=self.out_dir, maps=self.maps)
         if not scored:
             raise DatasetError(f"none of the {len(pictures)} pictures can be read; {failures[0].reason}")
+        self._say(predictor, scored, Counter(row.decision for row in scored))
+        return report_failures(failures)
+
+    @property
+    def _lines(self) -> list[Path]:
+        """The files that get a JSON object a picture."""
+        named = (self.json_lines, self.out_dir and self.out_dir / "predictions.jsonl")
+        return [file for file in named if file is not None]
+
+    def _on_ray(self, place: "Place") -> int:
+        """The same, done by actors."""
+        from blemish import artifact, blocks, predictions
+
+        pictures, root = blocks.pictures_of(self.shown.pictures, self.out_dir)
+        predictor = artifact.deciding(self.detector.artifact)
+        policy = self.detector.policy(predictor.policy)
+        views = Views(self.shown.view_pattern, self.shown.missing_views)
+        samples = predictions.samples_of(pictures, self._category(predictor), views)
+        order = blocks.Order(
+            self.detector.artifact,
+            self.detector.device,
+            policy,
+            overlays=self.out_dir is not None,
+            maps=self.maps,
+            root=root,
+        )
+        done = blocks.predict(order, samples, place, self.out_dir)
+        failures, counts = done.failures(), done.write_lines(self._lines)
+        if not counts:
+            raise DatasetError(f"none of the {len(samples)} pictures can be read; {failures[0].reason}")
+        rows = done.scored()
+        if any(sample.part for sample in samples):
+            self._say(predictor, list(rows), counts)
+        else:  # no more than the table shows, however many there are
+            self._say(predictor, heapq.nlargest(predictions.ROWS, rows, key=lambda row: row.image_score), counts)
+        done.forget()
+        return report_failures(failures)
+
+    def _category(self, predictor: "Predictor") -> str:
+        return self.shown.category or (predictor.categories[0] if len(predictor.categories) == 1 else "")
+
+    def _say(self, predictor: "Predictor", scored: "Sequence[Scored]", counts: "Counter[Decision]") -> None:
+        """Writes the parts that pictures are views of, and prints what was found and what is promised."""
+        from blemish import judging, predictions
+
+        policy, category = self.detector.policy(predictor.policy), self._category(predictor)
         parts = judging.decide_parts(predictor, scored, policy)
         if self.out_dir is not None and parts:
             predictions.write_parts(parts, self.out_dir)
         say(predictions.part_table(parts) if parts else predictions.table(scored))
-        say(predictions.summary(parts, "parts") if parts else predictions.summary(scored))
+        say(predictions.summary(parts, "parts") if parts else predictions.counted(counts))
         is_known = category in predictor.categories
         decider = predictor.decider(category, policy)
         if parts and not decider.calibration.parts:
@@ -76,7 +133,6 @@ class Predict:
                 f"{why[:1].upper()}{why[1:]} So the threshold is that of all categories together, and its promise "
                 "holds for their mix; see --category."
             )
-        return report_failures(failures)
 
 
 COMMAND = Predict

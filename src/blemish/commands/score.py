@@ -1,9 +1,18 @@
 """score part.blemish DATA: predict a labelled test set, all metrics, a report."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from blemish.command import DataOptions, DetectorOptions, MetricOptions, report_failures, say
+from blemish.command import DataOptions, DetectorOptions, EngineOptions, MetricOptions, report_failures, say
+from blemish.errors import ConfigError
+from blemish.objects import is_address, name_of
+
+if TYPE_CHECKING:
+    from blemish.artifact import Predictor
+    from blemish.blocks import Place
+    from blemish.dataset import Dataset
+    from blemish.scoring import Report
 
 
 @dataclass(frozen=True)
@@ -13,6 +22,7 @@ class Score:
     detector: DetectorOptions
     data: DataOptions
     metrics: MetricOptions
+    where: EngineOptions = field(default_factory=EngineOptions)
     json: Path | None = None
     """File for all metrics and settings."""
     csv: Path | None = None
@@ -22,11 +32,16 @@ class Score:
 
     def __call__(self) -> int:
         """Scores, writes, prints."""
-        from blemish import report, scoring
+        from blemish import scoring
         from blemish.files import check_writable
 
         for file in filter(None, (self.json, self.csv, self.html)):
             check_writable(file)
+        place = self.where.place(self.detector.device)
+        if place is not None:
+            return self._on_ray(place)
+        if is_address(self.data.data):
+            raise ConfigError(f"{name_of(self.data.data)} is in an object store, which --engine ray reads; add that.")
         predictor = self.detector.load()
         data = self.data.open(known=predictor.categories)
         found = scoring.score(
@@ -37,13 +52,47 @@ class Score:
             mode=self.metrics.mode,
             resume=True,
         )
+        self._write(found, predictor)
+        scoring.forget(found)
+        return report_failures(found.failures)
+
+    def _on_ray(self, place: "Place") -> int:
+        """The same, done by actors."""
+        from blemish import artifact, blocks
+
+        if is_address(self.data.data) and self.html is not None:
+            raise ConfigError("--html draws pictures, which are not on this machine; expected --json or --csv.")
+        predictor = artifact.deciding(self.detector.artifact)
+        known, policy, options = predictor.categories, self.detector.policy(predictor.policy), self.metrics.how()
+        data, root = self._open(known)
+        order = blocks.Order(
+            self.detector.artifact,
+            self.detector.device,
+            policy,
+            mode=self.metrics.mode,
+            intervals=options.resamples > 0,
+            root=root,
+        )
+        found, job = blocks.score(order, data, place, options)
+        self._write(found, predictor if self.html is None else self.detector.load())
+        job.forget()
+        return report_failures(found.failures)
+
+    def _open(self, known: "list[str]") -> "tuple[Dataset, str]":
+        from blemish.blocks import open_data
+
+        if not is_address(self.data.data):
+            return self.data.open(known=known), ""
+        return open_data(self.data.data, lambda folder: self.data.open(known=known, root=folder))
+
+    def _write(self, found: "Report", predictor: "Predictor") -> None:
+        from blemish import report
+
         say(report.table(found.results))
         say("\n".join(report.notes(found)))
         report.write(found, predictor, json_file=self.json, csv_file=self.csv, html_file=self.html)
-        scoring.forget(found)
         for file in filter(None, (self.json, self.csv, self.html)):
             say(f"Written: {file}")
-        return report_failures(found.failures)
 
 
 COMMAND = Score

@@ -1,12 +1,12 @@
 """synthesize sample good.diffusion --count N --out DIR: draw abnormal pictures with masks."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from blemish.command import report_failures, say
+from blemish.command import ClusterOptions, report_failures, say
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class Sample:
     """Picture i draws from (seed, i)."""
     device: str = "auto"
     """auto, cpu, cuda, ..."""
+    where: ClusterOptions = field(default_factory=ClusterOptions)
 
     def __call__(self) -> int:
         """Draws and writes what is not there yet."""
@@ -62,8 +63,11 @@ class Sample:
             seed=self.seed,
         )
         wanted = sample_set.Wanted(category=self.category, count=self.count, first=self.first, init=self.init)
-        model = sdas.load(self.model, self.device)
-        written = sample_set.write(self.out, model, sdas.hash_of(self.model), wanted, drawing)
+        cluster = self.where.cluster(self.device)
+        actors = None if cluster is None else sample_set.Actors(self.model, cluster)
+        # Where actors draw, this process only needs to know the model.
+        model = sdas.load(self.model, self.device if actors is None else "cpu")
+        written = sample_set.write(self.out, model, sdas.hash_of(self.model), wanted, drawing, actors)
         found = f"; {written.found} were there already" if written.found else ""
         say(f"Drawn: {written.drawn} pictures{found}. Written: {self.out / sample_set.MANIFEST}")
         say(f"Next: blemish fit realnet DATA --sources self,sdas:{self.out} --out part.blemish")

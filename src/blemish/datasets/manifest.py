@@ -1,4 +1,4 @@
-"""A table of pictures: manifest.csv or manifest.jsonl, or any .csv or .jsonl file.
+"""A table of pictures: manifest.csv, .jsonl or .parquet, or any file that ends so.
 
     <root>/
     ├─ manifest.csv                                 one row a picture; .jsonl: one object a line
@@ -26,14 +26,13 @@ from typing import Any
 
 from blemish.dataset import BAD_WORDS, GOOD_WORDS, split_good
 from blemish.errors import DatasetError, not_among
-from blemish.rows import Finder, Place, Row, read_rows, word
+from blemish.rows import LISTS, PICTURE, Finder, Place, Row, read_rows, word
 from blemish.types import Sample, Split
 
 TITLE = "Manifest"
 LEARNS_FROM = ""
 
-_NAMES = ("manifest.csv", "manifest.jsonl")
-_COLUMNS = ("path", "split", "label", "defect", "mask", "category", "part", "view")
+_NAMES = ("manifest.csv", "manifest.jsonl", "manifest.parquet")
 _SPLITS: dict[str, Split] = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 _LABELS: dict[str, bool | None] = {
     **dict.fromkeys(GOOD_WORDS | {"0"}, False),
@@ -55,7 +54,7 @@ def read(root: Path, category: str) -> list[Sample]:
 
 
 def _file(root: Path) -> Path | None:
-    candidates = [root] if root.suffix.lower() in {".csv", ".jsonl"} else [root / name for name in _NAMES]
+    candidates = [root] if root.suffix.lower() in LISTS else [root / name for name in _NAMES]
     return next(filter(Path.is_file, candidates), None)
 
 
@@ -70,7 +69,7 @@ def _parsed(file: Path, _version: tuple[int, ...]) -> dict[str, list[Sample]]:
     found: dict[str, list[Sample]] = {}
     says_split = set()
     places: dict[Path, Place] = {}
-    for place, row in read_rows(file, _COLUMNS):
+    for place, row in read_rows(file, PICTURE):
         sample = _sample(row, find, place)
         if sample.path in places:
             raise DatasetError(f"{place}: {sample.path} is in {places[sample.path]} already; keep one of them.")

@@ -6,17 +6,21 @@ DIR/masks/CATEGORY/000000.png     where the strength changed them: 255
 DIR/confidence/CATEGORY/000000.png  how surely, 0 to 254; 128 and more is in the mask
 """
 
+import io
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, TypeAlias
 
 import cv2
 import numpy as np
 
-from blemish import images
+from blemish import engine, images
+from blemish.engine import Cluster, Files, Work
 from blemish.errors import DatasetError, OutputError, bad_option
 from blemish.files import appending, locked, replacing, write_bytes
 from blemish.images import Picture
@@ -24,8 +28,8 @@ from blemish.progress import bar
 from blemish.reading import read_batches
 from blemish.rows import Finder
 from blemish.synthesis.pictures import to_bytes
-from blemish.synthesis.sampling import Drawing, Drawn, class_of, draw
-from blemish.synthesis.sdas import DiffusionModel
+from blemish.synthesis.sampling import AT_ONCE, Drawing, Drawn, class_of, draw
+from blemish.synthesis.sdas import SUFFIX, DiffusionModel, load
 from blemish.types import Failure, Preprocessing, Sample
 
 MANIFEST = "manifest.jsonl"
@@ -62,7 +66,27 @@ class Written:
     """Real pictures to start from that could not be read."""
 
 
-def write(folder: Path, model: DiffusionModel, model_hash: str, wanted: Wanted, drawing: Drawing) -> Written:
+Made: TypeAlias = tuple[int, dict[str, Any], Mapping[str, bytes]]
+"""The number of a picture, its line of the manifest, and the contents of its files by their names in the folder."""
+
+
+@dataclass(frozen=True)
+class Actors:
+    """Who draws, where it is not this process."""
+
+    model: Path
+    """The model's file."""
+    cluster: Cluster
+
+
+def write(
+    folder: Path,
+    model: DiffusionModel,
+    model_hash: str,
+    wanted: Wanted,
+    drawing: Drawing,
+    actors: Actors | None = None,
+) -> Written:
     """Draws the pictures that are not in `folder` yet.
 
     Args:
@@ -71,6 +95,7 @@ def write(folder: Path, model: DiffusionModel, model_hash: str, wanted: Wanted, 
         model_hash: Of its file, for the manifest.
         wanted: Which pictures.
         drawing: How.
+        actors: Who draws; this process if not given.
 
     Raises:
         ConfigError: the model does not know the category.
@@ -80,7 +105,6 @@ def write(folder: Path, model: DiffusionModel, model_hash: str, wanted: Wanted, 
     category = model.known.categories[label]
     size = model.known.config.image_size
     real, names, failures = _real(wanted.init, Preprocessing(size, model.known.intensity))
-    begin = None if real is None else lambda number: real[number % len(real)]
     settings = {
         "model": model_hash,
         **{name: value for name, value in asdict(drawing).items() if name != "strength"},
@@ -93,13 +117,81 @@ def write(folder: Path, model: DiffusionModel, model_hash: str, wanted: Wanted, 
         numbers = range(wanted.first, wanted.first + wanted.count)
         remaining = [number for number in numbers if number not in done]
         _mend(folder, lines)
+        made = _drawn(model, label, drawing, real, remaining)
+        if actors is not None:
+            made = _drawn_by(actors, _Task(model_hash, label, drawing), real, remaining)
         with appending(folder / MANIFEST) as add, bar("Draw", wanted.count) as drawn_bar:
             drawn_bar.advance(wanted.count - len(remaining))
-            for number, drawn in draw(model, label, remaining, drawing, begin):
+            for number, line, contents in made:
+                for name, content in contents.items():
+                    write_bytes(folder / name, content)
                 start = names[number % len(names)] if names else None
-                add(json.dumps(_written(folder, category, number, drawn) | settings | {"start": start}))
+                add(json.dumps(line | settings | {"start": start}))
                 drawn_bar.advance()
+        if actors is not None:
+            _sort(folder)
     return Written(len(remaining), wanted.count - len(remaining), failures)
+
+
+@dataclass(frozen=True)
+class _Task:
+    model: str
+    label: int
+    drawing: Drawing
+
+
+def _drawn(
+    model: DiffusionModel, label: int, drawing: Drawing, real: Picture | None, numbers: Sequence[int]
+) -> Iterator[Made]:
+    begin = None if real is None else lambda number: real[number % len(real)]
+    category = model.known.categories[label]
+    for number, drawn in draw(model, label, numbers, drawing, begin):
+        yield number, *_encoded(category, number, drawn)
+
+
+def _drawn_by(actors: Actors, task: _Task, real: Picture | None, numbers: Sequence[int]) -> Iterator[Made]:
+    """The same by actors, group by group as they are done; a group is what is computed at once."""
+    groups: dict[int, list[int]] = {}
+    for number in numbers:
+        groups.setdefault(number // AT_ONCE, []).append(number)
+    shared = {"model": actors.model.read_bytes()}
+    if real is not None:
+        opened = io.BytesIO()
+        np.save(opened, real)
+        shared["real"] = opened.getvalue()
+    blocks = [(group, json.dumps(own)) for group, own in groups.items()]
+    waiting = set(numbers)
+    make = partial(_drawing, task, actors.cluster.device)
+    for _, found in engine.spread(blocks, make, shared, actors.cluster) if blocks else ():
+        lines = json.loads(found["lines"])
+        for number, line in ((number, line) for number, line in lines if number in waiting):
+            waiting.discard(number)
+            places = (line[name] for name in ("path", "mask", "confidence"))
+            yield number, line, {place: found[place] for place in places}
+
+
+def _drawing(task: _Task, device: str, shared: Files) -> Work:
+    """What an actor does with numbers, after it has loaded the model."""
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / f"model{SUFFIX}"
+        file.write_bytes(shared["model"])
+        model = load(file, device)
+    real = np.load(io.BytesIO(shared["real"]), allow_pickle=False) if "real" in shared else None
+
+    def work(text: str) -> Files:
+        made = list(_drawn(model, task.label, task.drawing, real, json.loads(text)))
+        contents = {name: content for _, _, own in made for name, content in own.items()}
+        return contents | {"lines": json.dumps([(number, line) for number, line, _ in made]).encode()}
+
+    return work
+
+
+def _sort(folder: Path) -> None:
+    """Puts the lines of the manifest in order: actors are done in any."""
+    lines = read_manifest(folder)
+    categories = list(dict.fromkeys(line["category"] for line in lines))
+    lines.sort(key=lambda line: (categories.index(line["category"]), line["index"]))
+    write_bytes(folder / MANIFEST, "".join(f"{json.dumps(line)}\n" for line in lines).encode())
 
 
 def read_manifest(folder: Path, whole: bool = True) -> list[dict[str, Any]]:
@@ -226,14 +318,12 @@ def _places(folder: Path, category: str, number: int) -> tuple[Path, Path, Path]
     return folder / category / name, folder / "masks" / category / name, folder / "confidence" / category / name
 
 
-def _written(folder: Path, category: str, number: int, drawn: Drawn) -> dict[str, Any]:
-    """Writes the files of one picture; its line of the manifest."""
-    places = _places(folder, category, number)
+def _encoded(category: str, number: int, drawn: Drawn) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """The line of one picture in the manifest, and the contents of its files by their names in the folder."""
     mask = drawn.mask.astype(np.uint8) * 255
     sure = np.floor(drawn.confidence * 256).astype(np.uint8)
-    for place, content in zip(places, (images.encode(drawn.picture), _grey(mask), _grey(sure)), strict=True):
-        write_bytes(place, content)
-    path, mask_path, confidence_path = (place.relative_to(folder).as_posix() for place in places)
+    path, mask_path, confidence_path = (place.as_posix() for place in _places(Path(), category, number))
+    contents = {path: images.encode(drawn.picture), mask_path: _grey(mask), confidence_path: _grey(sure)}
     return {
         "path": path,
         "category": category,
@@ -243,7 +333,7 @@ def _written(folder: Path, category: str, number: int, drawn: Drawn) -> dict[str
         "confidence": confidence_path,
         "changed": round(float(drawn.mask.mean()), 6),
         "surety": round(drawn.surety, 6),
-    }
+    }, contents
 
 
 def _grey(values: Picture) -> bytes:

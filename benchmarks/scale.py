@@ -1,0 +1,252 @@
+"""How fast and how large Blemish is on Ray and with several training processes, and whether results are the same.
+
+    python benchmarks/scale.py part.blemish DATA [--pictures 2000,20000] [--actors 1,2] [--out scale]
+    python benchmarks/scale.py --only train DATA [--processes 2]
+
+DATA is a labelled dataset, whose test pictures are repeated by a manifest until there are enough. For
+each number of pictures and each engine (local, Ray with so many actors), prints pictures a second, the
+largest memory of the driver and of the actors, and whether all metrics are those of the local engine.
+Then: how long 100 metric states take to merge; what becomes of a job whose actor, and whose driver, is
+killed (kill -9) in the middle; and the time of a training step of one process and of several that
+share its batches, with the largest difference of what they say of the test pictures.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+from safetensors import safe_open
+
+from blemish import load, open_dataset
+from blemish.metric import Evaluation
+from blemish.types import Sample
+
+BLOCK = 128
+
+
+@dataclass
+class Run:
+    """What a process took."""
+
+    seconds: float
+    status: int
+    driver: int
+    """Largest memory, in bytes."""
+    actor: int
+    """Largest memory of an actor."""
+    said: str
+
+
+def repeated(data: Path, count: int, folder: Path) -> Path:
+    """A folder with a manifest of `count` labelled pictures: links, so that each has a path of its own."""
+    place = folder / f"pictures-{count}"
+    if (place / "manifest.jsonl").exists():
+        return place
+    opened = open_dataset("auto", data)
+    test = [sample for sample in opened.test if sample.is_anomalous is not None]
+    (place / "links").mkdir(parents=True)
+    rows = []
+    for number in range(count):
+        sample: Sample = test[number % len(test)]
+        names = {}
+        for what, path in (("path", sample.path), *(("mask", mask) for mask in sample.masks[:1])):
+            link = place / "links" / f"{number:06}-{what}{path.suffix}"
+            os.link(path.resolve(), link) if _same_disk(path, place) else shutil.copyfile(path, link)
+            names[what] = link.relative_to(place).as_posix()
+        label = "bad" if sample.is_anomalous else "good"
+        rows.append({**names, "split": "test", "label": label, "category": sample.category})
+    (place / "manifest.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return place
+
+
+def _same_disk(one: Path, other: Path) -> bool:
+    return one.resolve().stat().st_dev == other.stat().st_dev
+
+
+def run(words: Sequence[object], watch: Callable[[psutil.Process], bool] | None = None) -> Run:
+    """`blemish` with these arguments; `watch` is called again and again until it says that it is done."""
+    start, driver, actor, is_done = time.perf_counter(), 0, 0, watch is None
+    with tempfile.TemporaryFile("w+") as said:
+        process = psutil.Popen([sys.executable, "-m", "blemish", *map(str, words)], stdout=said, stderr=said)
+        while process.poll() is None:
+            try:
+                driver = max(driver, process.memory_info().rss)
+                actor = max([actor, *(each.memory_info().rss for each in actors_of(process))])
+                is_done = is_done or watch is None or watch(process)
+            except psutil.NoSuchProcess:
+                pass
+            time.sleep(0.2)
+        said.seek(0)
+        return Run(time.perf_counter() - start, process.returncode, driver, actor, said.read())
+
+
+def actors_of(process: psutil.Process) -> list[psutil.Process]:
+    """The actors that a driver has started."""
+    found = []
+    for child in process.children(recursive=True):
+        try:
+            if child.name().startswith("ray::"):
+                found.append(child)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def score(artifact: Path, place: Path, out: Path, *more: object, watch: Callable | None = None) -> Run:
+    """A scoring in streaming mode, whose report is written to `out`."""
+    return run(("score", artifact, place, "--mode", "streaming", "--json", out, *more), watch)
+
+
+def figures(file: Path) -> object:
+    """The metrics in a report."""
+    read = json.loads(file.read_text())
+    return read["metrics"], read["mean"], read["by_defect"]
+
+
+def rates(artifact: Path, data: Path, options: argparse.Namespace) -> None:
+    """Prints a line for each number of pictures and engine."""
+    print("| pictures | engine | pictures/s | driver MB | actor MB | metrics |\n|---|---|---|---|---|---|")
+    for count in options.pictures:
+        place, expected = repeated(data, count, options.out), None
+        for actors in (0, *options.actors):
+            file = options.out / "report.json"
+            ray = ("--engine", "ray", "--actors", actors, "--block", BLOCK) if actors else ()
+            took = score(artifact, place, file, *ray)
+            if took.status == 2:
+                print(took.said)
+                continue
+            expected = expected or figures(file)
+            same = "equal" if figures(file) == expected else "DIFFERENT"
+            name = f"ray, {actors} actors" if actors else "local"
+            megabytes = f"{took.driver / 1e6:.0f} | {took.actor / 1e6:.0f}"
+            print(f"| {count} | {name} | {count / took.seconds:.1f} | {megabytes} | {same} |")
+
+
+def kills(artifact: Path, data: Path, options: argparse.Namespace) -> None:
+    """Kills an actor, then the driver, in the middle, and compares what comes out."""
+    place, parts = repeated(data, options.pictures[0], options.out), options.out / "parts"
+    expected_file, file = options.out / "expected.json", options.out / "report.json"
+    score(artifact, place, expected_file)
+    ray = ("--engine", "ray", "--actors", max(options.actors), "--block", BLOCK, "--parts", parts)
+
+    def half_done() -> bool:
+        return len(list(parts.glob("*.parquet"))) >= options.pictures[0] // BLOCK // 2
+
+    def kill_actor(process: psutil.Process) -> bool:
+        if half_done() and (actors := actors_of(process)):
+            actors[0].send_signal(signal.SIGKILL)
+            return True
+        return False
+
+    def kill_driver(process: psutil.Process) -> bool:
+        if half_done():
+            process.send_signal(signal.SIGKILL)
+            return True
+        return False
+
+    for name, watch in (("actor", kill_actor), ("driver", kill_driver)):
+        shutil.rmtree(parts, ignore_errors=True)
+        took = score(artifact, place, file, *ray, watch=watch)
+        there = {path: path.stat().st_mtime_ns for path in parts.glob("*.parquet")}
+        if took.status not in (0, 1):
+            score(artifact, place, file, *ray)
+        again = sum(path.stat().st_mtime_ns != when for path, when in there.items())
+        same = "equal" if figures(file) == figures(expected_file) else "DIFFERENT"
+        parts_said = f"{len(there)} parts were done, {again} of them again"
+        print(f"kill -9 of the {name}: status {took.status}, {parts_said}, metrics {same}")
+
+
+def merging(options: argparse.Namespace, states: int = 100) -> None:
+    """How long states take to merge: made of random maps, each of another picture."""
+    folder = options.out / "states"
+    folder.mkdir(exist_ok=True)
+    draw = np.random.default_rng(0)
+    for number in range(states):
+        evaluation = Evaluation("streaming")
+        for picture in range(8):
+            name, values = Path(f"{number}-{picture}"), draw.gamma(2.0, size=(256, 256)).astype(np.float32)
+            sample = Sample(path=name, category="c", split="test", is_anomalous=bool(picture % 2))
+            evaluation.add(sample, float(values.max()), values, (values > 8) if picture % 2 else None)
+        evaluation.save(folder / f"{number}.safetensors")
+    start = time.perf_counter()
+    whole = Evaluation.load(folder / "0.safetensors")
+    for number in range(1, states):
+        whole = whole + Evaluation.load(folder / f"{number}.safetensors")
+    seconds = time.perf_counter() - start
+    whole.save(folder / "whole.safetensors")
+    size = (folder / "whole.safetensors").stat().st_size
+    print(f"{states} states merged in {seconds:.2f} s, to {size / 1e6:.2f} MB")
+
+
+def training(data: Path, options: argparse.Namespace) -> None:
+    """Time of a step and equality: one process against several at the same global batch."""
+    artifacts = []
+    for count in (1, options.processes):
+        out = options.out / f"trained-{count}.blemish"
+        for old in options.out.glob(f"{out.name}*"):
+            old.unlink()
+        start = [sys.executable, "-m", "blemish"]
+        if count > 1:
+            start = [
+                *start[:1],
+                "-m",
+                "torch.distributed.run",
+                "--standalone",
+                "--nproc-per-node",
+                str(count),
+                *start[1:],
+            ]
+        words = ["fit", "realnet", data, "--device", "cpu", "--precision", "float32", "--steps", "40", "--out", out]
+        environment = os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count))}
+        subprocess.run([*start, *map(str, words)], check=True, capture_output=True, env=environment)
+        with safe_open(out, "np") as file:
+            header = json.loads(next(value for value in file.metadata().values() if '"blemish_artifact"' in value))
+        trained = header["fitted"]["training"]
+        print(f"{count} processes: {trained['seconds'] / trained['step']:.3f} s a step")
+        artifacts.append(out)
+    pictures = [sample.path for sample in open_dataset("auto", data).test][:16]
+    one, other = (load(file, device="cpu").predict(pictures) for file in artifacts)
+    scale = np.abs(one.anomaly_map).max()
+    print(f"largest difference of maps: {np.abs(one.anomaly_map - other.anomaly_map).max() / scale:.2e} of their range")
+
+
+def main() -> None:
+    """Does what the arguments say."""
+    parser = argparse.ArgumentParser(description=re.sub(r"\s+", " ", __doc__ or ""))
+    parser.add_argument("places", nargs="+", type=Path, metavar="part.blemish DATA")
+    parser.add_argument("--only", choices=("rates", "merge", "kills", "train"), action="append")
+    parser.add_argument("--pictures", type=_numbers, default=[2000, 20000])
+    parser.add_argument("--actors", type=_numbers, default=[1, 2])
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=Path("scale"))
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    wanted, data = options.only or ["rates", "merge", "kills", "train"], options.places[-1]
+    jobs: dict[str, Callable[[], None]] = {
+        "rates": lambda: rates(options.places[0], data, options),
+        "merge": lambda: merging(options),
+        "kills": lambda: kills(options.places[0], data, options),
+        "train": lambda: training(data, options),
+    }
+    for name in wanted:
+        jobs[name]()
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(word) for word in text.split(",")]
+
+
+if __name__ == "__main__":
+    main()

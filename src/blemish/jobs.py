@@ -1,0 +1,136 @@
+"""Jobs: large work in numbered blocks, whose results are parts in a folder; a killed job goes on from them.
+
+    DIR/job.json                what the job is: artifact, options, pictures
+    DIR/000012.parquet          a row for each picture of block 12: scores, or the reason why there are none
+    DIR/000012.safetensors      its metric state, where metrics are measured; states add up
+
+A block is done when its Parquet file is there, which comes last and whole.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from blemish.errors import OutputError
+from blemish.files import write_bytes, write_text
+from blemish.progress import note
+
+_ABOUT = "job.json"
+ROWS, STATE = "rows", "state"
+_COLUMNS = {
+    "path": "string",
+    "category": "string",
+    "image_score": "double",
+    "calibrated_score": "double",
+    "decision": "string",
+    "line": "string",
+    "reason": "string",
+    "learned": "bool_",
+}
+"""Of a part; `line` is the JSON object that `blemish predict` writes, `reason` is for what could not be used."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """The folder of a job."""
+
+    folder: Path
+
+    @classmethod
+    def open(cls, folder: Path, about: Mapping[str, str]) -> "Job":
+        """The job in that folder, which is made or gone on with.
+
+        Raises:
+            OutputError: the folder holds parts of another job, or can't be written to.
+        """
+        written = folder / _ABOUT
+        if written.exists():
+            _check_same(folder, json.loads(written.read_text("utf-8")), about)
+        else:
+            write_text(written, json.dumps(about, indent=2) + "\n")
+        return cls(folder)
+
+    def done(self, count: int) -> set[int]:
+        """The numbers, below `count`, of the blocks that are done; damaged parts are done anew."""
+        found = set()
+        for number in range(count):
+            if self._rows(number).exists():
+                try:
+                    self.rows(number)
+                    found.add(number)
+                except OutputError as error:
+                    note(f"{error} It is done anew.")
+                    self.drop(number)
+        return found
+
+    def write(self, number: int, contents: Mapping[str, bytes]) -> None:
+        """Keeps what a block came to."""
+        if STATE in contents:
+            write_bytes(self.state(number), contents[STATE])
+        write_bytes(self._rows(number), contents[ROWS])
+
+    def drop(self, number: int) -> None:
+        """Takes a damaged part out."""
+        self._rows(number).unlink(missing_ok=True)
+        self.state(number).unlink(missing_ok=True)
+
+    def state(self, number: int) -> Path:
+        """The metric state of a block."""
+        return self.folder / f"{number:06}.safetensors"
+
+    def rows(self, number: int) -> list[dict[str, Any]]:
+        """The rows of a block.
+
+        Raises:
+            OutputError: the part is damaged.
+        """
+        from pyarrow import ArrowException, parquet
+
+        file = self._rows(number)
+        try:
+            table = parquet.read_table(file, page_checksum_verification=True)
+            return list(table.select(list(_COLUMNS)).to_pylist())
+        except (OSError, ArrowException, KeyError) as error:
+            reason = " ".join(str(error).split())
+            raise OutputError(f"{file} is damaged ({reason}); expected a part of a job, as it was written.") from error
+
+    def all_rows(self, count: int) -> Iterator[dict[str, Any]]:
+        """The rows of so many blocks, in their order; one block is in memory at a time."""
+        for number in range(count):
+            yield from self.rows(number)
+
+    def _rows(self, number: int) -> Path:
+        return self.folder / f"{number:06}.parquet"
+
+
+def pack(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """Rows as the content of a Parquet file; what a row does not say is null."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    schema = pa.schema([(name, getattr(pa, kind)()) for name, kind in _COLUMNS.items()])
+    written = io.BytesIO()
+    parquet.write_table(pa.Table.from_pylist(list(rows), schema), written, write_page_checksum=True)
+    return written.getvalue()
+
+
+def fingerprint(values: object) -> str:
+    """A short hash of what can be written as text."""
+    return hashlib.sha256(repr(values).encode("utf-8", "surrogateescape")).hexdigest()[:24]
+
+
+def _check_same(folder: Path, there: Mapping[str, str], here: Mapping[str, str]) -> None:
+    differing = [
+        f"{name} {there.get(name, 'unknown')} there, {here.get(name, 'unknown')} here"
+        for name in {**there, **here}
+        if there.get(name) != here.get(name)
+    ]
+    if differing:
+        raise OutputError(
+            f"{folder} holds parts of another job ({'; '.join(differing)}), and results of both must not be mixed; "
+            "name another folder with --parts, or delete that one."
+        )

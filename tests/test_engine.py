@@ -1,0 +1,64 @@
+"""The Ray engine, really: it takes a while to start."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+import textures
+from blemish.engine import Cluster, spread
+from blemish.errors import ConfigError
+from shell import TINY, call
+
+pytestmark = pytest.mark.slow
+pytest.importorskip("ray", reason="needs blemish[scale]")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return textures.write(tmp_path_factory.mktemp("data"), train=12, test=40)
+
+
+@pytest.fixture(scope="module")
+def artifact(data) -> Path:
+    file = data / "part.blemish"
+    assert call("fit", "patchcore", data, "--out", file, *TINY) == 0
+    return file
+
+
+def actors_of(process: psutil.Process) -> list[psutil.Process]:
+    return [child for child in process.children(recursive=True) if child.name().startswith("ray::")]
+
+
+def blemish(*words: object) -> psutil.Popen:
+    return psutil.Popen([sys.executable, "-m", "blemish", *map(str, words)], stderr=subprocess.PIPE)
+
+
+def test_killed_actors_and_drivers_lose_nothing(artifact, data, tmp_path):
+    score = ["score", artifact, data, "--mode", "streaming", "--device", "cpu"]
+    assert call(*score, "--json", tmp_path / "local.json") == 0
+    expected, parts = json.loads((tmp_path / "local.json").read_text()), tmp_path / "parts"
+    ray = ["--engine", "ray", "--actors", 1, "--block", 4, "--parts", parts, "--json", tmp_path / "ray.json"]
+    done = []
+    for victim in ("driver", "actor"):
+        running = blemish(*score, *ray)
+        while running.poll() is None and len(list(parts.glob("*.parquet"))) <= len(done) + 2:
+            time.sleep(0.05)
+        done = {path: path.stat().st_mtime_ns for path in parts.glob("*.parquet")}
+        assert 0 < len(done) < 20
+        target = running if victim == "driver" else actors_of(running)[0]
+        target.kill()
+        said = running.communicate()[1].decode()
+        assert running.returncode == (-9 if victim == "driver" else 0), said
+        assert all(path.stat().st_mtime_ns == when for path, when in done.items())
+    found = json.loads((tmp_path / "ray.json").read_text())
+    assert found == expected
+
+
+def test_a_cluster_that_is_not_there_is_an_error():
+    with pytest.raises(ConfigError, match=r'no Ray cluster can be reached at "127.0.0.1:1" .*ray start --head'):
+        list(spread([(0, "")], dict, {}, Cluster("127.0.0.1:1")))
