@@ -1,6 +1,7 @@
 """Object stores: S3 as a server on this machine speaks it."""
 
 import threading
+import urllib.request
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -31,12 +32,16 @@ def port() -> Iterator[int]:
     server = pytest.importorskip("moto.server", reason="needs moto").ThreadedMotoServer("127.0.0.1", 0)
     server.start()
     own = server.get_host_and_port()[1]
+    urllib.request.urlopen(
+        f"http://127.0.0.1:{own}/moto-api/", timeout=600
+    ).close()  # until it has loaded what it needs
     files = S3FileSystem(
         access_key="key",
         secret_key="secret",  # noqa: S106 - of a server that takes any
         endpoint_override=f"127.0.0.1:{own}",
         scheme="http",
         region="us-east-1",
+        request_timeout=300,
         allow_bucket_creation=True,
     )
     files.create_dir("parts")

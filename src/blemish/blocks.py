@@ -163,12 +163,11 @@ def score(order: Order, data: Dataset, place: Place, options: Options | None = N
     """
     options = options or Options()
     found = Predicted(*_run(order, labelled(data), place, ([], None)))
-    rows = {row["path"]: row for row in found.job.all_rows(found.count)}
     known = Found(
         found.evaluation(),
-        {path: _scored(row) for path, row in rows.items() if row["line"]},
+        {scored.path: scored for scored in found.scored()},
         found.failures(),
-        tuple(path for path, row in rows.items() if row["learned"]),
+        tuple(row["path"] for row in found.job.all_rows(found.count) if row["learned"]),
     )
     return report(artifact.deciding(order.artifact), data, known, order.policy, options), found
 

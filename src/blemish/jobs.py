@@ -24,8 +24,8 @@ ROWS, STATE = "rows", "state"
 _COLUMNS = {
     "path": "string",
     "category": "string",
-    "image_score": "double",
-    "calibrated_score": "double",
+    "image_score": "float64",
+    "calibrated_score": "float64",
     "decision": "string",
     "line": "string",
     "reason": "string",
