@@ -53,7 +53,7 @@ def check_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]
 
 
 def test_two_processes_learn_what_one_does(made):
-    check_same(weights(made / "network.safetensors")[0], together.fit_network(), 1e-9)
+    check_same(weights(made / "network.safetensors")[0], together.fit_network(), 1e-8)
 
 
 def test_two_processes_learn_to_draw_what_one_does(made, data):
@@ -73,11 +73,11 @@ def test_two_processes_fit_what_one_does(made, data, job):
 
 
 def test_a_training_killed_in_two_processes_goes_on_in_one(made):
-    check_same(together.fit_network(unfinished=made / "killed.state"), together.fit_network(), 1e-9)
+    check_same(together.fit_network(unfinished=made / "killed.state"), together.fit_network(), 1e-8)
 
 
 def test_a_training_killed_in_one_process_goes_on_in_two(made):
-    check_same(weights(made / "resumed.safetensors")[0], together.fit_network(), 1e-9)
+    check_same(weights(made / "resumed.safetensors")[0], together.fit_network(), 1e-8)
 
 
 def test_a_detector_killed_in_two_processes_goes_on_in_one(made, data, monkeypatch):

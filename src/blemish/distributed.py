@@ -23,8 +23,8 @@ import numpy as np
 from blemish.errors import BlemishError, ConfigError
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
+    from torch.distributed import Store
 
 Item = TypeVar("Item")
 PATIENCE = timedelta(hours=6)
@@ -86,10 +86,11 @@ def joined(device: str = "auto") -> Iterator[None]:
         yield
         return
     import torch.distributed as group
+    from torch.distributed.rendezvous import rendezvous
 
     has_gpu = _choose_gpu(device)
     try:
-        store, own, count = next(group.rendezvous("env://", timeout=PATIENCE))
+        store, own, count = next(rendezvous("env://", timeout=PATIENCE))
         backend = "cpu:gloo,cuda:nccl" if has_gpu else "gloo"
         group.init_process_group(backend, store=store, rank=own, world_size=count, timeout=PATIENCE)
     except (ValueError, RuntimeError) as error:
@@ -135,14 +136,14 @@ def _choose_gpu(device: str) -> bool:
     return True
 
 
-def _is_said(store: "torch.distributed.Store", sentence: str, own: int) -> bool:
+def _is_said(store: "Store", sentence: str, own: int) -> bool:
     """Whether the first process has had the same error; it lets the others know of its own."""
     if not own:
         store.set(_SAID, sentence)
         return False
     try:
         store.wait([_SAID], _HEARD)
-        return store.get(_SAID).decode() == sentence
+        return bool(store.get(_SAID).decode() == sentence)
     except RuntimeError:  # the first one has none, or has left already
         return False
 

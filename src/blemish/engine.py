@@ -67,6 +67,7 @@ def spread(
     _connect(cluster)
     try:
         count, needs = _size(cluster, ray.cluster_resources())
+        reference = ray.put(dict(shared))  # kept here, so that an actor that is started again finds it
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         rows = [{"number": number, "block": _wrapped(text.encode())} for number, text in blocks]
@@ -74,7 +75,7 @@ def spread(
         data = ray.data.from_items(rows, override_num_blocks=max(1, len(rows)))
         done = data.map(
             _Actor,
-            fn_constructor_args=(make, ray.put(dict(shared)), version("blemish")),
+            fn_constructor_args=(make, reference, version("blemish")),
             compute=ray.data.ActorPoolStrategy(size=min(count, len(rows))),
             **needs,
         )
