@@ -153,7 +153,7 @@ def test_alone_everything_is_as_it_was():
 
 @pytest.mark.slow
 def test_torchrun_makes_an_artifact(data, tmp_path):
-    fit = ["fit", "realnet", str(data / "cloth"), "--preset", "tiny", "--steps", "4", "--out", "part.blemish"]
+    fit = ["fit", "realnet", str(data / "felt"), "--preset", "tiny", "--steps", "4", "--out", "part.blemish"]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "blemish", *fit]
     (done,) = together.start([*torchrun, "--device", "cpu"], 1, tmp_path)
     assert done.returncode == 0, done.stderr

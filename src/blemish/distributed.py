@@ -24,7 +24,7 @@ from blemish.errors import BlemishError, ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from torch.distributed import Store
+    from torch.distributed.distributed_c10d import Store
 
 Item = TypeVar("Item")
 PATIENCE = timedelta(hours=6)
