@@ -97,7 +97,7 @@ def actors_of(process: psutil.Process) -> list[psutil.Process]:
     found = []
     for child in process.children(recursive=True):
         try:
-            if child.name().startswith("ray::"):
+            if child.name().startswith("ray::MapWorker"):
                 found.append(child)
         except psutil.NoSuchProcess:
             continue

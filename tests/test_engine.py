@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -31,7 +32,12 @@ def artifact(data) -> Path:
 
 
 def actors_of(process: psutil.Process) -> list[psutil.Process]:
-    return [child for child in process.children(recursive=True) if child.name().startswith("ray::")]
+    found = []
+    for child in process.children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if child.name().startswith("ray::MapWorker"):
+                found.append(child)
+    return found
 
 
 def blemish(*words: object) -> psutil.Popen:
