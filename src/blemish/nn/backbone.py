@@ -64,6 +64,18 @@ class Backbone(nn.Module):
         features: list[Tensor] = self.network((image - mean) / std)
         return features
 
+    def stages(self) -> dict[int, list[nn.Parameter]]:
+        """The parameters by stride: those on the way from the feature map before to that of the stride."""
+        named = list(self.network.named_parameters())
+        found: dict[int, list[nn.Parameter]] = {}
+        begin = 0
+        for stride, tap in zip(self.strides, self.network.feature_info.module_name(), strict=True):
+            own = (f"{tap}.", f"{tap.replace('.', '_')}.")  # timm renames what it takes out of a container
+            end = max((number for number, (name, _) in enumerate(named, 1) if name.startswith(own)), default=begin)
+            found[stride] = [parameter for _, parameter in named[begin:end]]
+            begin = end
+        return found
+
 
 def fingerprint(state: Mapping[str, Tensor]) -> str:
     """A short hash of names and values."""
@@ -146,14 +158,23 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], source: str) -
     network.load_state_dict({key: state[key] for key in own})
 
 
-def _build(name: str, strides: tuple[int, ...]) -> Any:
+def strides_of(name: str) -> list[int]:
+    """The strides of all feature maps of the network `name`, finest first.
+
+    Raises:
+        ConfigError: no such network.
+    """
     if not timm.is_model(name.partition(".")[0]):
         raise ConfigError(
             not_among("backbone", name, (*EMBEDDED, "resnet18", "resnet34", "resnet50", "wide_resnet50_2"))
         )
     with torch.device("meta"):  # only to see which strides there are
         whole: Any = timm.create_model(name, features_only=True)
-    available = whole.feature_info.reduction()
+    return list(whole.feature_info.reduction())
+
+
+def _build(name: str, strides: tuple[int, ...]) -> Any:
+    available = strides_of(name)
     if missing := sorted(set(strides) - set(available)):
         raise ConfigError(f"backbone {name} has no stride {missing[0]}; expected some of {available}.")
     indices = tuple(available.index(stride) for stride in sorted(strides))
