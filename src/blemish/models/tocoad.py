@@ -154,11 +154,9 @@ class ToCoADConfig(RememberingConfig, TrainedConfig, DamageConfig):
 
     def stage(self, share: float, pictures: int) -> Plan:
         """How to train with that share of the budget."""
-        whole = {"steps": self.steps, "epochs": self.epochs, "minutes": self.minutes}
-        own = {name: share * value for name, value in whole.items() if value is not None}
-        if "steps" in own:
-            own["steps"] = max(1, round(own["steps"]))
-        return replace(self, **own).plan(pictures)
+        steps = None if self.steps is None else max(1, round(share * self.steps))
+        epochs, minutes = (None if whole is None else share * whole for whole in (self.epochs, self.minutes))
+        return replace(self, steps=steps, epochs=epochs, minutes=minutes).plan(pictures)
 
 
 class ToCoAD(Rememberer):
@@ -260,7 +258,7 @@ class ToCoAD(Rememberer):
             torch.manual_seed(config.seed)
             whole = Backbone(config.backbone, config.all_strides, self.backbone_weights)
             whole.load_state_dict({**whole.state_dict(), **self.backbone.state_dict()})
-            whole.to(self.device, memory_format=torch.channels_last).requires_grad_(False).eval()
+            whole.to(self.device).to(memory_format=torch.channels_last).requires_grad_(False).eval()
             channels = dict(zip(whole.strides, whole.channels, strict=True))
             heads = {stride: Head(channels[stride], config.width) for stride in config.compared}
             stages = whole.stages()
@@ -268,7 +266,7 @@ class ToCoAD(Rememberer):
                 parameter.requires_grad_()
             weights = Weights(config.guide, config.distill, gamma=config.gamma)
             tuning = Tuning(whole, self._mirror(whole), weights, config.contrast, heads)
-        return tuning.to(self.device, memory_format=torch.channels_last)
+        return tuning.to(self.device).to(memory_format=torch.channels_last)
 
     def _pretrain(
         self, network: Mirror, pictures: Pictures, held: Held | None, unfinished: Unfinished | None

@@ -206,15 +206,14 @@ class Tuning(nn.Module):
             images: (B, 3, H, W) each, of different good pictures.
         """
         with torch.no_grad():
-            now, before = (
-                [
-                    torch.cat(maps)
-                    for maps in zip(*([f.mean((2, 3)) for f in see(each)] for each in images), strict=True)
-                ]
-                for see in (self.backbone, self._before[0])
-            )
-        shares = [float(spread(one) / spread(other).clamp(min=1e-6)) for one, other in zip(now, before, strict=True)]
+            now, before = ([_means(see(each)) for each in images] for see in (self.backbone, self._before[0]))
+        spreads = [[spread(torch.cat(own)) for own in zip(*means, strict=True)] for means in (now, before)]
+        shares = (float(one / other.clamp(min=1e-6)) for one, other in zip(*spreads, strict=True))
         return dict(zip(self.backbone.strides, shares, strict=True))
+
+
+def _means(features: Sequence[Tensor]) -> list[Tensor]:
+    return [feature.mean((2, 3)) for feature in features]
 
 
 def symmetric_loss(prediction: Tensor, target: Tensor) -> Tensor:
@@ -236,7 +235,8 @@ def spread(embedding: Tensor) -> Tensor:
     Source: arXiv 2011.10566, section 4.1.
     """
     normal = F.normalize(embedding.float(), dim=1)
-    return normal.std(0, correction=0).mean() * normal.shape[1] ** 0.5
+    deviation: Tensor = normal.std(0, correction=0).mean()
+    return deviation * normal.shape[1] ** 0.5
 
 
 def focal_loss(logits: Tensor, mask: Tensor, alpha: float = 0.5, gamma: float = 2.0) -> Tensor:

@@ -21,8 +21,9 @@ JITTER = 0.1
 """By which colours of what is pasted may differ."""
 SIDE, ZOOM = (0.04, 0.4), (0.7, 1.3)
 """Of seamless patches: sides, as shares of the picture's, and size against the picture that they are of."""
-MARGIN = 2
-"""Pixels at the picture's border that Poisson blending needs to start from."""
+LEAST, MARGIN = 8, 2
+"""Pixels that their sides have at least, and that lie between them and the border of the picture: Poisson blending
+starts from there."""
 Draw = np.random.Generator
 
 
@@ -61,7 +62,9 @@ def cut_paste(pictures: Picture, index: int, allowed: Bools, draw: Draw) -> Patc
 
 
 def seamless(pictures: Picture, index: int, allowed: Bools, draw: Draw) -> Patch:
-    """A rectangle or an ellipse of another of the pictures (N, H, W, 3) uint8, larger or smaller than it is there.
+    """A rectangle of another of the pictures (N, H, W, 3) uint8, larger or smaller than it is there.
+
+    It may reach over the edge of what is allowed: cut there, it would have a seam.
 
     Args:
         pictures: Good ones.
@@ -71,29 +74,28 @@ def seamless(pictures: Picture, index: int, allowed: Bools, draw: Draw) -> Patch
     """
     size = pictures.shape[1:3]
     other = pictures[(index + draw.integers(1, max(2, len(pictures)))) % len(pictures)]
-    shares = np.exp(draw.uniform(*np.log(SIDE), 2))
-    sides = (float(shares[0]) * size[0], float(shares[1]) * size[1])
+    sides = [max(LEAST, round(length * math.exp(draw.uniform(*np.log(SIDE))))) for length in size]
     place = _place(allowed, draw)
-    mask = (_box if draw.random() < 0.5 else _ellipse)(size, place, sides, draw.uniform(-90, 90))
-    return Patch(_moved(other, _inside(size, sides, draw), place, draw.uniform(*ZOOM)), mask)
+    top, left = (
+        int(np.clip(centre - side / 2, MARGIN, length - MARGIN - side))
+        for centre, side, length in zip(place, sides, size, strict=True)
+    )
+    mask = np.zeros(size, bool)
+    mask[top : top + sides[0], left : left + sides[1]] = True
+    centre = (top + sides[0] / 2, left + sides[1] / 2)
+    return Patch(_moved(other, _inside(size, (sides[0], sides[1]), draw), centre, draw.uniform(*ZOOM)), mask)
 
 
-def clone(clean: Picture, foreign: Picture, mask: Bools, draw: Draw) -> tuple[Picture, Bools]:
-    """The clean picture (H, W, 3) uint8 with the gradients of the foreign one inside the mask (H, W), and the mask.
+def clone(clean: Picture, foreign: Picture, mask: Bools, draw: Draw) -> Picture:
+    """The clean picture (H, W, 3) uint8 with the gradients of the foreign one inside the mask (H, W), a rectangle.
 
-    One time in two, gradients of the clean picture stay where they are larger. The mask loses what lies
-    at the border of the picture.
+    One time in two, gradients of the clean picture stay where they are larger.
     """
-    inside = np.zeros_like(mask)
-    inside[MARGIN:-MARGIN, MARGIN:-MARGIN] = mask[MARGIN:-MARGIN, MARGIN:-MARGIN]
     how = cv2.MIXED_CLONE if draw.random() < 0.5 else cv2.NORMAL_CLONE
-    if not inside.any():
-        return clean, inside
-    shown = inside.astype(np.uint8) * 255
+    shown = mask.astype(np.uint8) * 255
     left, top, width, height = cv2.boundingRect(shown)
     centre = (left + width // 2, top + height // 2)
-    damaged = cv2.seamlessClone(np.ascontiguousarray(foreign), np.ascontiguousarray(clean), shown, centre, how)
-    return np.asarray(damaged), inside
+    return np.asarray(cv2.seamlessClone(np.ascontiguousarray(foreign), np.ascontiguousarray(clean), shown, centre, how))
 
 
 def _place(allowed: Bools, draw: Draw) -> tuple[float, float]:
@@ -121,9 +123,3 @@ def _box(size: tuple[int, ...], place: tuple[float, float], sides: tuple[float, 
     canvas = np.zeros(size, np.uint8)
     corners = cv2.boxPoints(((place[1], place[0]), (sides[1], sides[0]), turn))
     return np.asarray(cv2.fillPoly(canvas, [np.rint(corners).astype(np.int32)], 1) > 0)
-
-
-def _ellipse(size: tuple[int, ...], place: tuple[float, float], sides: tuple[float, float], turn: float) -> Bools:
-    canvas = np.zeros(size, np.uint8)
-    axes = (max(1, round(sides[1] / 2)), max(1, round(sides[0] / 2)))
-    return np.asarray(cv2.ellipse(canvas, (round(place[1]), round(place[0])), axes, turn, 0, 360, 1, -1) > 0)

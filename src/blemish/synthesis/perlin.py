@@ -121,12 +121,12 @@ class Recipe:
             make = cut_paste if self.generator == "cutpaste" else seamless
             foreign, mask = make(pictures, index, allowed, draw)
             name, opacity = self.generator, (1.0, 1.0)
-        mask &= allowed
         if (clean == clean[:, :, :1]).all():  # colour on a grey picture would give every defect away
             foreign = np.repeat(cv2.cvtColor(foreign, cv2.COLOR_RGB2GRAY)[:, :, None], 3, axis=2)
         if self.generator == "seamless":
-            damaged, mask = clone(clean, foreign, mask, draw)
+            damaged = clone(clean, foreign, mask, draw)
         else:
+            mask &= allowed
             share = soften(mask, draw) * allowed if self.soft > 0 and draw.random() < self.soft else mask
             damaged = blend(clean, foreign, share * draw.uniform(*opacity))
         if self.least_change:
