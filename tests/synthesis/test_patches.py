@@ -24,7 +24,7 @@ def test_cut_paste_has_the_sizes_of_the_paper():
     scars = shares < 0.012
     assert np.mean(scars) == pytest.approx(0.5, abs=0.15)
     # The border cuts some; a quarter of a rectangle stays at least, for the centre is on the picture.
-    assert shares.max() < 0.16
+    assert shares.max() < 0.17  # half a pixel of rim more
     assert shares[~scars].min() > 0.02 / 4 * 0.9
 
 

@@ -224,7 +224,8 @@ def symmetric_loss(prediction: Tensor, target: Tensor) -> Tensor:
     Source: arXiv 2011.10566, equations 1, 3 and 4.
     """
     swapped = target.detach().roll(len(target) // 2, 0)
-    return -F.cosine_similarity(prediction.float(), swapped.float(), dim=1).mean()
+    cosine: Tensor = F.cosine_similarity(prediction.float(), swapped.float(), dim=1)
+    return -cosine.mean()
 
 
 def spread(embedding: Tensor) -> Tensor:
