@@ -223,12 +223,12 @@ class ToCoAD(Rememberer):
             self.outcome = self._pretrain(tuning.discriminator, pictures, held, first)
         if config.is_tuning:
             self.outcome = self._tune(tuning, pictures, held, second)
+        self.discriminator = tuning.discriminator.eval() if config.fuse else None
+        self._round()  # all that follows is learned from what will be seen
         if self.fusion is not None:
-            self.discriminator = tuning.discriminator.eval()
             self._compare(held)
         slim.load_state_dict({name: tuning.backbone.state_dict()[name] for name in slim.state_dict()})
         self.backbone = slim
-        self._round()  # what the memory bank holds is what is seen later
         self.memorise(data, preprocessing)
 
     def forward(self, image: Tensor) -> Prediction[Tensor]:
