@@ -17,7 +17,7 @@ all states, the untuned one among them, the one is kept that finds made defects 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -416,19 +416,27 @@ def check_mirrored(config: ToCoADConfig) -> None:
     )
     if missing := sorted(set(wanted) - set(available)):
         raise ConfigError(
-            f"backbone {name} has feature maps at the strides {available} and none at {missing[0]}, so that the "
+            f"backbone {name} has feature maps at the strides {list(available)} and none at {missing[0]}, so that the "
             f"discriminative network can't mirror it with --strides {config.strides}, --mirrored {config.mirrored}, "
             f"--layers {config.layers} and --tuned {config.tuned}; {hint}"
         )
-    side = 4 * wanted[-1]
+    if not halves(name, tuple(wanted)):
+        raise ConfigError(f"backbone {name} can't be mirrored by the discriminative network; {hint}")
+
+
+@lru_cache(maxsize=64)
+def halves(name: str, strides: tuple[int, ...]) -> bool:
+    """Whether the backbone gives feature maps (B, C, h, w) of the sizes that the strides say, for pictures of any size."""
+    side = 4 * strides[-1]
     with torch.device("meta"):  # shapes alone
-        probe = Backbone(name, wanted, "random").eval()
+        probe = Backbone(name, strides, "random").eval()
         try:
             shapes = [tuple(feature.shape[1:]) for feature in probe(torch.empty(1, 3, side, side))]
         except (AssertionError, RuntimeError):  # takes one size of pictures only
-            shapes = []
-    if shapes != [(wide, side // stride, side // stride) for wide, stride in zip(probe.channels, wanted, strict=True)]:
-        raise ConfigError(f"backbone {name} can't be mirrored by the discriminative network; {hint}")
+            return False
+    return shapes == [
+        (wide, side // stride, side // stride) for wide, stride in zip(probe.channels, strides, strict=True)
+    ]
 
 
 DETECTOR = ToCoAD

@@ -11,6 +11,7 @@ import os
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +159,8 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], source: str) -
     network.load_state_dict({key: state[key] for key in own})
 
 
-def strides_of(name: str) -> list[int]:
+@lru_cache(maxsize=64)
+def strides_of(name: str) -> tuple[int, ...]:
     """The strides of all feature maps of the network `name`, finest first.
 
     Raises:
@@ -170,13 +172,13 @@ def strides_of(name: str) -> list[int]:
         )
     with torch.device("meta"):  # only to see which strides there are
         whole: Any = timm.create_model(name, features_only=True)
-    return list(whole.feature_info.reduction())
+    return tuple(whole.feature_info.reduction())
 
 
 def _build(name: str, strides: tuple[int, ...]) -> Any:
     available = strides_of(name)
     if missing := sorted(set(strides) - set(available)):
-        raise ConfigError(f"backbone {name} has no stride {missing[0]}; expected some of {available}.")
+        raise ConfigError(f"backbone {name} has no stride {missing[0]}; expected some of {list(available)}.")
     indices = tuple(available.index(stride) for stride in sorted(strides))
     network: Any = timm.create_model(name, features_only=True, out_indices=indices)
     stage, _, last = network.feature_info.module_name()[-1].partition(".")
