@@ -17,7 +17,7 @@ all states, the untuned one among them, the one is kept that finds made defects 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -29,7 +29,7 @@ from blemish.dataset import Dataset
 from blemish.detector import DetectorConfig, TrainedConfig
 from blemish.errors import ConfigError, DatasetError, bad_option
 from blemish.images import Picture
-from blemish.nn.backbone import Backbone, strides_of
+from blemish.nn.backbone import Backbone, is_pyramid, strides_of
 from blemish.nn.fusion import Fusion, average_precision, window
 from blemish.nn.tocoad import COLLAPSED, Contrast, Head, Mirror, Tuned, Tuning, Weights, focal_loss
 from blemish.progress import note
@@ -420,23 +420,8 @@ def check_mirrored(config: ToCoADConfig) -> None:
             f"discriminative network can't mirror it with --strides {config.strides}, --mirrored {config.mirrored}, "
             f"--layers {config.layers} and --tuned {config.tuned}; {hint}"
         )
-    if not halves(name, tuple(wanted)):
+    if not is_pyramid(name, tuple(wanted)):
         raise ConfigError(f"backbone {name} can't be mirrored by the discriminative network; {hint}")
-
-
-@lru_cache(maxsize=64)
-def halves(name: str, strides: tuple[int, ...]) -> bool:
-    """Whether the backbone gives feature maps (B, C, h, w) of the sizes that the strides say, for pictures of any size."""
-    side = 4 * strides[-1]
-    with torch.device("meta"):  # shapes alone
-        probe = Backbone(name, strides, "random").eval()
-        try:
-            shapes = [tuple(feature.shape[1:]) for feature in probe(torch.empty(1, 3, side, side))]
-        except (AssertionError, RuntimeError):  # takes one size of pictures only
-            return False
-    return shapes == [
-        (wide, side // stride, side // stride) for wide, stride in zip(probe.channels, strides, strict=True)
-    ]
 
 
 DETECTOR = ToCoAD

@@ -175,6 +175,20 @@ def strides_of(name: str) -> tuple[int, ...]:
     return tuple(whole.feature_info.reduction())
 
 
+@lru_cache(maxsize=64)
+def is_pyramid(name: str, strides: tuple[int, ...]) -> bool:
+    """Whether the network `name` gives maps (B, C, h, w) of the sizes that its strides say, whatever the picture's."""
+    side = 4 * strides[-1]
+    with torch.device("meta"):  # shapes alone
+        probe = Backbone(name, strides, "random").eval()
+        try:
+            shapes = [tuple(feature.shape[1:]) for feature in probe(torch.empty(1, 3, side, side))]
+        except (AssertionError, RuntimeError):  # takes pictures of one size only
+            return False
+    expected = [(wide, side // stride, side // stride) for wide, stride in zip(probe.channels, strides, strict=True)]
+    return shapes == expected
+
+
 def _build(name: str, strides: tuple[int, ...]) -> Any:
     available = strides_of(name)
     if missing := sorted(set(strides) - set(available)):
