@@ -227,7 +227,8 @@ class ToCoAD(Rememberer):
         self._round()  # all that follows is learned from what will be seen
         if self.fusion is not None:
             self._compare(held)
-        slim.load_state_dict({name: tuning.backbone.state_dict()[name] for name in slim.state_dict()})
+        tuned = tuning.backbone.state_dict()
+        slim.load_state_dict({name: tuned[name] for name in slim.state_dict()})
         self.backbone = slim
         self.memorise(data, preprocessing)
 
