@@ -388,7 +388,8 @@ class ToCoAD(Rememberer):
         """Strides whose embeddings have become alike, and what share of their spread they kept."""
         some = known[:: -(-len(known) // COMPARED)]
         shares = tuning.kept([self._image(part) for part in some.split(8)])
-        return {stride: share for stride, share in shares.items() if share < COLLAPSED} if len(some) > 1 else {}
+        lost = {stride: share for stride, share in shares.items() if not share >= COLLAPSED}  # so that NaN is lost, too
+        return lost if len(some) > 1 else {}
 
     def _say_collapse(self, tuning: Tuning, known: Tensor, outcome: Outcome) -> None:
         lost = next((step for step, score in outcome.scores if score == LOST), None)
