@@ -6,6 +6,7 @@ Source: Liang et al., arXiv 2407.01312; SimSiam: arXiv 2011.10566; BYOL: arXiv 2
 arXiv 1708.02002; the mirrored decoder: arXiv 2201.10703.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Literal, NamedTuple, Self, cast
@@ -237,7 +238,7 @@ def spread(embedding: Tensor) -> Tensor:
     """
     normal = F.normalize(embedding.float(), dim=1)
     deviation: Tensor = normal.std(0, correction=0).mean()
-    return deviation * normal.shape[1] ** 0.5
+    return deviation * math.sqrt(normal.shape[1])
 
 
 def focal_loss(logits: Tensor, mask: Tensor, alpha: float = 0.5, gamma: float = 2.0) -> Tensor:
