@@ -213,6 +213,8 @@ class RealNet(Detector):
 
     def learn(self, data: Dataset, preprocessing: Preprocessing) -> None:
         """Chooses channels and trains on most of `data.train`; the rest chooses among the states of the training."""
+        if self.choices:
+            raise ConfigError("this RealNet is fitted, and has dropped what it did not choose; fit a new one.")
         groups, held_out = (
             read_groups(own, preprocessing, self.config.foreground, self.failures) for own in self.split(data)
         )
@@ -221,7 +223,6 @@ class RealNet(Detector):
         validate = partial(self._validate, others[0]) if others else None
         plan, batches = self.config.plan(len(pictures)), partial(pictures.batch, size=self.config.batch_size)
         self.outcome = optimise(self.loss, self.network, batches, plan, validate, self.state_of(data))
-        self.train(mode=False)
         with torch.no_grad():
             self._compare([pictures, *others])
         self.good = []
@@ -301,11 +302,19 @@ class RealNet(Detector):
             kept = features.get_buffer(f"index_{number}")
             self.choices[f"channels at stride {stride}"] = Choice(tuple(losses.tolist()), tuple(kept.tolist()))
         if self.config.standardise:
-            first, second = ([part[which] / self.config.afs_batches for part in moments] for which in range(2))
-            deviations = [
-                (square - mean.square()).clamp(min=0).sqrt() for mean, square in zip(first, second, strict=True)
-            ]
-            features.standardise(self._joined(first), self._joined(deviations))
+            features.standardise([part / self.config.afs_batches for part in moments])
+        self._narrow()
+
+    def _narrow(self) -> None:
+        """Drops the channels of the last stage that were not chosen; those of others are needed by what follows."""
+        kept = self.features.get_buffer(f"index_{len(self.config.planes) - 1}")
+        if len(kept) < self.backbone.channels[-1] and self.backbone.narrow(kept):
+            kept.copy_(torch.arange(len(kept)))
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Takes over a saved `state_dict`, whose backbone lacks what was not chosen."""
+        self._narrow()
+        super().restore(state)
 
     def _remember(self, pictures: Pictures) -> list[Tensor]:
         """Each block's features of all good pictures (N, C, h, w), if they fit in memory; else nothing.
@@ -322,14 +331,6 @@ class RealNet(Detector):
                     return []
                 drawn.advance(len(batch))
         return [torch.cat(block) for block in zip(*parts, strict=True)]
-
-    def _joined(self, values: Sequence[Tensor]) -> list[Tensor]:
-        """Values (C,) of each stage's channels, for the chosen ones of each block (width,)."""
-        chosen = [value[self.features.get_buffer(f"index_{number}")] for number, value in enumerate(values)]
-        stages = list(zip(chosen, self.features.blocks, strict=True))
-        return [
-            torch.cat([value for value, block in stages if block == stride]) for stride in self.features.block_strides
-        ]
 
     def _padded(self, mask: Tensor) -> Tensor:
         return F.pad(mask.to(self.device), self.config.padding(mask.shape[-2:]))

@@ -76,11 +76,24 @@ class FeatureSelection(nn.Module):
             order = complete.argsort(stable=True)
             self.get_buffer(f"index_{number}").copy_(order[:kept].sort().values)
 
-    def standardise(self, means: Sequence[Tensor], deviations: Sequence[Tensor]) -> None:
-        """From now on, blocks are less these means (width,) and divided by these standard deviations."""
-        for number, (mean, deviation) in enumerate(zip(means, deviations, strict=True)):
+    def standardise(self, moments: Sequence[Tensor]) -> None:
+        """From now on, features are less their means and divided by their standard deviations.
+
+        Args:
+            moments: (2, C) of each stage: the means of its channels, and of their squares.
+        """
+        for number, (mean, square) in enumerate(self._joined(moments)):
+            deviation = (square - mean.square()).clamp(min=0).sqrt()
             self.get_buffer(f"mean_{number}").copy_(mean[:, None, None])
             self.get_buffer(f"scale_{number}").copy_(1 / deviation.clamp(min=1e-3)[:, None, None])
+
+    def _joined(self, values: Sequence[Tensor]) -> list[Tensor]:
+        """Values (…, C) of each stage's channels, for the chosen ones of each block (…, width)."""
+        chosen = [value[..., self.get_buffer(f"index_{number}")] for number, value in enumerate(values)]
+        stages = list(zip(chosen, self.blocks, strict=True))
+        return [
+            torch.cat([value for value, block in stages if block == stride], dim=-1) for stride in self.block_strides
+        ]
 
 
 def selection_losses(damaged: Tensor, clean: Tensor, mask: Tensor) -> Tensor:
