@@ -12,7 +12,8 @@ from blemish.commands.synthesize_preview import Preview
 from blemish.errors import ConfigError, DatasetError
 from blemish.formats import native
 from blemish.models.realnet import RealNet, RealNetConfig, _network
-from blemish.nn.realnet import Fusion, Network, ResidualSelection, average_precision, image_score, segmentation_loss
+from blemish.nn.fusion import Fusion, average_precision, image_score
+from blemish.nn.realnet import Network, ResidualSelection, segmentation_loss
 from blemish.synthesis.perlin import Recipe
 from blemish.synthesis.sources import parse
 from waves import check, fill, wave

@@ -123,3 +123,23 @@ def test_parameters_of_the_reference(name, count):
     with torch.device("meta"):
         backbone = Backbone(name, (4, 8, 16, 32), "random")
     assert sum(parameter.numel() for parameter in backbone.parameters()) == count
+
+
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [
+        (DEFAULT, {4: ("conv_stem", "bn1", "blocks.0", "blocks.1"), 8: ("blocks.2",), 16: ("blocks.3", "blocks.4")}),
+        ("resnet18", {4: ("conv1", "bn1", "layer1"), 8: ("layer2",), 16: ("layer3",)}),
+        ("convnext_atto", {4: ("stem", "stages_0"), 8: ("stages_1",), 16: ("stages_2",)}),
+    ],
+)
+def test_parameters_belong_to_the_stage_that_they_lead_to(name, own):
+    with torch.device("meta"):
+        backbone = Backbone(name, (4, 8, 16), "random")
+    names = {id(parameter): name for name, parameter in backbone.network.named_parameters()}
+    stages = backbone.stages()
+    assert list(stages) == [4, 8, 16]
+    for stride, beginnings in own.items():
+        assert stages[stride]
+        assert all(names[id(parameter)].startswith(beginnings) for parameter in stages[stride])
+    assert sum(map(len, stages.values())) == len(names)

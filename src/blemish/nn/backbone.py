@@ -11,6 +11,7 @@ import os
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,18 @@ class Backbone(nn.Module):
         mean, std = self.get_buffer("mean"), self.get_buffer("std")
         features: list[Tensor] = self.network((image - mean) / std)
         return features
+
+    def stages(self) -> dict[int, list[nn.Parameter]]:
+        """The parameters by stride: those on the way from the feature map before to that of the stride."""
+        named = list(self.network.named_parameters())
+        found: dict[int, list[nn.Parameter]] = {}
+        begin = 0
+        for stride, tap in zip(self.strides, self.network.feature_info.module_name(), strict=True):
+            own = (f"{tap}.", f"{tap.replace('.', '_')}.")  # timm renames what it takes out of a container
+            end = max((number for number, (name, _) in enumerate(named, 1) if name.startswith(own)), default=begin)
+            found[stride] = [parameter for _, parameter in named[begin:end]]
+            begin = end
+        return found
 
     def narrow(self, kept: Tensor) -> bool:
         """Whether the last feature map has only the channels `kept` (indices) from now on, and no weights for others.
@@ -210,16 +223,40 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], source: str) -
     network.load_state_dict({key: state[key] for key in own})
 
 
-def _build(name: str, strides: tuple[int, ...]) -> Any:
+@lru_cache(maxsize=64)
+def strides_of(name: str) -> tuple[int, ...]:
+    """The strides of all feature maps of the network `name`, finest first.
+
+    Raises:
+        ConfigError: no such network.
+    """
     if not timm.is_model(name.partition(".")[0]):
         raise ConfigError(
             not_among("backbone", name, (*EMBEDDED, "resnet18", "resnet34", "resnet50", "wide_resnet50_2"))
         )
     with torch.device("meta"):  # only to see which strides there are
         whole: Any = timm.create_model(name, features_only=True)
-    available = whole.feature_info.reduction()
+    return tuple(whole.feature_info.reduction())
+
+
+@lru_cache(maxsize=64)
+def is_pyramid(name: str, strides: tuple[int, ...]) -> bool:
+    """Whether the network `name` gives maps (B, C, h, w) of the sizes that its strides say, whatever the picture's."""
+    side = 4 * strides[-1]
+    with torch.device("meta"):  # shapes alone
+        probe = Backbone(name, strides, "random").eval()
+        try:
+            shapes = [tuple(feature.shape[1:]) for feature in probe(torch.empty(1, 3, side, side))]
+        except (AssertionError, RuntimeError):  # takes pictures of one size only
+            return False
+    expected = [(wide, side // stride, side // stride) for wide, stride in zip(probe.channels, strides, strict=True)]
+    return shapes == expected
+
+
+def _build(name: str, strides: tuple[int, ...]) -> Any:
+    available = strides_of(name)
     if missing := sorted(set(strides) - set(available)):
-        raise ConfigError(f"backbone {name} has no stride {missing[0]}; expected some of {available}.")
+        raise ConfigError(f"backbone {name} has no stride {missing[0]}; expected some of {list(available)}.")
     indices = tuple(available.index(stride) for stride in sorted(strides))
     network: Any = timm.create_model(name, features_only=True, out_indices=indices)
     stage, _, last = network.feature_info.module_name()[-1].partition(".")
