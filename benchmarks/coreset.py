@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the usual name
 
-from blemish.models.patchcore import greedy_coreset
+from blemish.nn.coreset import greedy_coreset
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 

@@ -143,7 +143,8 @@ def distance(file: Path, data: str, category: str, count: int) -> None:
         rule = Preprocessing(model.known.config.image_size, model.known.intensity)
         return torch.cat([embed(torch.from_numpy(batch.images)) for batch in read_batches(samples, rule, 16, [])])
 
-    train, unseen = read(opened.train), read([sample for sample in opened.test if sample.is_anomalous is False])
+    good = [sample for sample in opened.test if sample.is_anomalous is False]
+    train, held_out, unseen = read(opened.train), read(opened.validation), read(good)
     spread = train.std(0) + 1e-6
 
     def nearest(features: Tensor) -> float:
@@ -151,7 +152,8 @@ def distance(file: Path, data: str, category: str, count: int) -> None:
 
     bad = [sample for sample in opened.test if sample.is_anomalous]
     print(f"{name}: {len(train)} good pictures learned from; mean distance to the nearest of them")
-    print(f"| good, not learned from ({len(unseen)}) | {nearest(unseen):.3f} |\n|---|---|")
+    print(f"| good, held out ({len(held_out)}) | {nearest(held_out):.3f} |\n|---|---|")
+    print(f"| good, of the test set ({len(unseen)}) | {nearest(unseen):.3f} |")
     print(f"| truly defective ({len(bad)}) | {nearest(read(bad)):.3f} |")
     for strength in STRENGTHS:
         drawing = sampling.Drawing(strength=(strength, strength))

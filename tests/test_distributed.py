@@ -13,7 +13,7 @@ import together
 from blemish import distributed
 from blemish.errors import ConfigError
 
-JOBS = ("network", "realnet", "invad", "mvad", "diffusion")
+JOBS = ("network", "realnet", "invad", "mvad", "tocoad", "diffusion")
 
 
 @pytest.fixture(scope="module")
@@ -60,13 +60,15 @@ def test_two_processes_learn_to_draw_what_one_does(made, data):
     check_same(weights(made / "diffusion.safetensors")[0], together.fit("diffusion", made, data))
 
 
-@pytest.mark.parametrize("job", ["realnet", "invad", "mvad"])
+@pytest.mark.parametrize("job", ["realnet", "invad", "mvad", "tocoad"])
 def test_two_processes_fit_what_one_does(made, data, job):
     found, known = weights(made / f"{job}.safetensors")
     alone = together.fit_detector(job, data)
     check_same(found, alone.state_dict())
     begun = blemish.create(job, preset="tiny", config=together.CONFIGS[job], device="cpu").state_dict()
-    moved = [(found[name] - value).abs().max() for name, value in begun.items() if name.startswith("network.")]
+    moved = [
+        (found[name] - value).abs().max() for name, value in begun.items() if name.startswith(("network.", "backbone."))
+    ]
     assert max(moved) > 1e-3
     assert known[0] == known[1]  # each process has what the first one has found out
     assert [failure.path.name for failure in alone.failures] == ["003.png"]

@@ -1,5 +1,6 @@
 import math
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -290,3 +291,37 @@ def test_what_is_judged_is_the_average_and_what_learns_is_not():
     for name, value in undisturbed.state_dict().items():
         torch.testing.assert_close(seen[-1][name], value, rtol=0, atol=0)
         torch.testing.assert_close(module.state_dict()[name], value, rtol=0, atol=0)
+
+
+def test_parameters_may_have_a_rate_of_their_own():
+    module, before = network(), network().state_dict()
+    fit(module, plan=replace(plan_of(steps=1, learning_rate=1e-2), rates={"0.": 0.1, "3.bias": 0.0}))
+    moved = {name: (value - before[name]).abs().max().item() for name, value in module.named_parameters()}
+    # Adam's first step is as long as the rate. (The bias before the normalisation has no gradient.)
+    del moved["0.bias"]
+    expected = {"0.weight": 1e-3, "1.weight": 1e-2, "1.bias": 1e-2, "3.weight": 1e-2, "3.bias": 0.0}
+    assert moved == pytest.approx(expected, rel=1e-2, abs=1e-7)
+
+
+def test_the_weights_that_training_begins_with_may_be_the_best():
+    module, before = network(), network().state_dict()
+    ruinous = plan_of(steps=4, learning_rate=1e3, evaluations=2)
+    outcome, _ = fit(module, plan=replace(ruinous, judge_first=True))
+    assert [step for step, _ in outcome.scores] == [0, 2, 4]
+    assert outcome.best[0] == 0
+    for name, value in module.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0)
+
+
+def test_stages_share_a_file_and_do_not_take_up_each_other(tmp_path: Path):
+    first, second = (Unfinished(tmp_path / "state", "same").stage(name) for name in ("I", "II"))
+    assert not first.is_there
+    fit(network(), first, plan=plan_of(steps=2))
+    assert first.is_there
+    assert not second.is_there
+    module, untouched = network(), network()
+    outcome, taken = fit(module, second, plan=plan_of(steps=3))
+    assert (outcome.step, taken) == (3, 3)
+    assert second.is_there
+    assert not first.is_there
+    assert not torch.equal(module[0].weight, untouched[0].weight)

@@ -29,10 +29,18 @@ CONFIGS = {
     "realnet": {**LIGHT, "evaluations": 1, "afs_batches": 3, "sources": "procedural"},
     "invad": {**LIGHT, "learning_rate": 0.005},  # with more, its plain descent is unstable
     "mvad": {**LIGHT, "batch_size": 6},
+    "tocoad": {
+        **LIGHT,
+        "learning_rate": 0.02,
+        "tuning_rate": 0.004,
+        "evaluations": 1,
+        "sources": "procedural",
+        "select": "last",
+    },
 }
 
 
-def descent(groups: list[dict], lr: float, betas: object, weight_decay: float, fused: bool) -> torch.optim.Optimizer:
+def descent(groups: list[dict], lr: float, **_: object) -> torch.optim.Optimizer:
     """Plain descent in place of Adam, which makes steps as large of a gradient that is nothing but rounding errors."""
     return torch.optim.SGD([{**group, "weight_decay": 0.0} for group in groups], lr=lr)
 

@@ -18,9 +18,9 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from contextvars import copy_context
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import Literal, NoReturn, TypeVar
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from blemish import distributed
+from blemish import distributed, headers
 from blemish.errors import ConfigError, TrainingError, bad_option
 from blemish.files import replacing
 from blemish.progress import Bar, bar
@@ -108,10 +108,18 @@ class Plan:
     """How."""
     steps: int | None
     """Changes of the weights, at most."""
+    rates: Mapping[str, float] = field(default_factory=dict)
+    """Factors on the learning rate of parameters whose names begin so; 1 for all others."""
+    judge_first: bool = False
+    """Judge the weights that training begins with, too: they are kept if nothing better comes."""
 
     def __post_init__(self) -> None:
         if self.steps is None and self.config.minutes is None:
             raise ConfigError("training has no end: give a budget with --steps, --epochs or --minutes.")
+
+    def rate(self, name: str) -> float:
+        """The factor on the learning rate of that parameter."""
+        return next((factor for beginning, factor in self.rates.items() if name.startswith(beginning)), 1.0)
 
     def progress(self, step: int, seconds: float) -> float:
         """The share of the budget that is spent; at 1 it is over."""
@@ -130,6 +138,16 @@ class Unfinished:
     """What the training depends on; the file of another training is not taken up."""
     save_every: float = 60.0
     """Seconds between two savings, if these are quick; see `SLOW`."""
+
+    def stage(self, name: str) -> "Unfinished":
+        """That of one of several trainings after each other, which share the file: each takes it over in its turn."""
+        return replace(self, fingerprint=f"{self.fingerprint} {name}")
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the first process finds the state of this training there; damage is told of when it is resumed."""
+        found = distributed.is_first() and headers.read(self.path, "fingerprint") == self.fingerprint
+        return bool(distributed.number_of_first(float(found)))
 
 
 def optimise(
@@ -162,6 +180,8 @@ def optimise(
     try:
         with bar("Train", total) as drawn:
             drawn.advance(run.drawn(total))
+            if validate is not None and plan.judge_first and not run.outcome.scores:
+                run.validate(validate)
             while run.progress < 1:
                 before, drawn_before = run.progress, run.drawn(total)
                 run.take(loss, batches_ahead, drawn)
@@ -181,17 +201,21 @@ class _Run:
 
     def __init__(self, module: nn.Module, plan: Plan, unfinished: Unfinished | None) -> None:
         self.module, self.plan, self.config, self.unfinished = module, plan, plan.config, unfinished
-        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        shrinking = [parameter for parameter in trained if parameter.dim() > 1]
-        others = [parameter for parameter in trained if parameter.dim() <= 1]
-        self.parameters = shrinking + others
-        groups: list[dict[str, Any]] = [{"params": shrinking}, {"params": others, "weight_decay": 0.0}]
+        kinds: dict[tuple[float, bool], list[nn.Parameter]] = {}
+        for name, parameter in module.named_parameters():
+            if parameter.requires_grad:
+                kinds.setdefault((plan.rate(name), parameter.dim() > 1), []).append(parameter)
+        # Those that shrink come first, as in unfinished states of old.
+        groups = sorted(kinds.items(), key=lambda kind: not kind[0][1])
+        self.parameters = [parameter for _, own in groups for parameter in own]
         # Without decay this is Adam, to the last digit.
         self.optimiser = torch.optim.AdamW(
-            [group for group in groups if group["params"]],
+            [
+                {"params": own, "rate": rate, "weight_decay": self.config.weight_decay if shrinks else 0.0}
+                for (rate, shrinks), own in groups
+            ],
             lr=self.config.learning_rate,
             betas=self.config.betas,
-            weight_decay=self.config.weight_decay,
             fused=True,
         )
         self.outcome = Outcome()
@@ -212,7 +236,8 @@ class _Run:
         """Changes the weights once, after the gradients of `config.accumulate` batches."""
         start = time.monotonic()
         for group in self.optimiser.param_groups:
-            group["lr"] = self.config.learning_rate * SCHEDULES[self.config.schedule](self.progress)
+            factor = SCHEDULES[self.config.schedule](self.progress)
+            group["lr"] = self.config.learning_rate * group["rate"] * factor
         self.module.train()
         buffers = [buffer.clone() for buffer in self.module.buffers()]  # a bad forward pass spoils running means
         values: dict[str, float] = {}

@@ -5,7 +5,12 @@ import pytest
 import blemish
 import textures
 
-MODELS = {"patchcore": {}, "realnet": {"steps": 4, "evaluations": 1}, "invad": {"steps": 4}}
+MODELS = {
+    "patchcore": {},
+    "realnet": {"steps": 4, "evaluations": 1},
+    "invad": {"steps": 4},
+    "tocoad": {"steps": 4, "fuse": 0.5, "select": "last"},
+}
 
 
 @pytest.fixture(scope="session")

@@ -44,7 +44,7 @@ def test_the_header_is_the_same_whatever_the_format(file, detector, name):
 def test_nothing_but_the_artifact_is_left(exported, name):
     made = exported("patchcore", registry.load("formats", name).SUFFIX)
     assert made.is_file()
-    assert {path.stem for path in made.parent.iterdir()} <= {"patchcore", "realnet", "invad"}
+    assert {path.stem for path in made.parent.iterdir()} <= {"patchcore", "realnet", "invad", "tocoad"}
 
 
 @pytest.mark.parametrize("kept", [0.02, 0.5, 0.99])

@@ -36,7 +36,7 @@ def copy(exported, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-@pytest.mark.parametrize("model", ["patchcore", "realnet", "invad"])
+@pytest.mark.parametrize("model", ["patchcore", "realnet", "invad", "tocoad"])
 def test_pictures_of_any_number_get_the_scores_of_the_detector(model, suffix, exported, fitted):
     predictor = blemish.load(exported(model, suffix))
     for count in (1, 2, 3, 7):

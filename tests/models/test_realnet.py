@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -9,8 +10,10 @@ import textures
 from blemish import cli, detector
 from blemish.commands.synthesize_preview import Preview
 from blemish.errors import ConfigError, DatasetError
+from blemish.formats import native
 from blemish.models.realnet import RealNet, RealNetConfig, _network
-from blemish.nn.realnet import Fusion, Network, ResidualSelection, average_precision, image_score, segmentation_loss
+from blemish.nn.fusion import Fusion, average_precision, image_score
+from blemish.nn.realnet import Network, ResidualSelection, segmentation_loss
 from blemish.synthesis.perlin import Recipe
 from blemish.synthesis.sources import parse
 from waves import check, fill, wave
@@ -260,6 +263,21 @@ def test_channels_are_chosen_and_their_losses_kept(tmp_path):
     assert kept.kept == tuple(chosen.tolist())
     assert kept.losses == tuple((losses / model.config.afs_batches).tolist())
     assert model.fitted.training.step == 1
+
+
+def test_the_artifact_lacks_channels_that_were_not_chosen(tmp_path):
+    data = blemish.open_dataset("auto", textures.write(tmp_path, train=4, test=1))
+    model = tiny(planes=(24, 16), steps=1).fit(data)
+    assert len(model.fitted.choices["channels at stride 8"].kept) == 16
+    blemish.save(model, tmp_path / "part.blemish")
+    weights = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    assert weights["backbone.network.blocks.2.1.block.conv_pwl.weight"] == (16, 240, 1, 1)
+    image = np.random.default_rng(0).random((2, 3, 64, 64), np.float32)
+    loaded, ours = (detector.infer(each, image) for each in (native.restore(tmp_path / "part.blemish"), model))
+    np.testing.assert_array_equal(loaded.anomaly_map, ours.anomaly_map)
+    np.testing.assert_array_equal(loaded.image_score, ours.image_score)
+    with pytest.raises(ConfigError, match="fit a new one"):
+        model.fit(data)
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,41 @@ def test_layers_that_nothing_depends_on_are_left_out():
     assert size(4) < size(8) < size(16) < size(32)
 
 
+@pytest.mark.parametrize(
+    ("name", "stride"),
+    [
+        (DEFAULT, 2),  # a block without a skip
+        (DEFAULT, 16),
+        ("resnet18", 8),
+        ("resnet50", 32),
+    ],
+)
+def test_a_narrow_backbone_gives_the_same_channels_with_fewer_weights(name, stride):
+    backbone = Backbone(name, (stride,), "random").eval()
+    for module in backbone.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):  # such as training leaves them
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.normal_(module.bias)
+            torch.nn.init.normal_(module.running_mean)
+    image = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    kept = torch.tensor([1, 4, 5, 15])
+    before, weights = backbone(image)[0], sum(value.numel() for value in backbone.parameters())
+    assert backbone.narrow(kept)
+    torch.testing.assert_close(backbone(image)[0], before[:, kept])
+    assert backbone.channels == [4]
+    assert sum(value.numel() for value in backbone.parameters()) < weights
+
+
+@pytest.mark.parametrize("name", ["convnext_atto", "seresnet50"])
+def test_blocks_whose_channels_mix_at_the_end_stay_whole(name):
+    with torch.device("meta"):
+        backbone = Backbone(name, (8,), "random")
+    weights, channels = sum(value.numel() for value in backbone.parameters()), list(backbone.channels)
+    assert not backbone.narrow(torch.arange(8))
+    assert sum(value.numel() for value in backbone.parameters()) == weights
+    assert backbone.channels == channels
+
+
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 def test_weights_come_from_a_file(tmp_path, suffix):
     state = timm.create_model("resnet18").state_dict()
@@ -88,3 +123,23 @@ def test_parameters_of_the_reference(name, count):
     with torch.device("meta"):
         backbone = Backbone(name, (4, 8, 16, 32), "random")
     assert sum(parameter.numel() for parameter in backbone.parameters()) == count
+
+
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [
+        (DEFAULT, {4: ("conv_stem", "bn1", "blocks.0", "blocks.1"), 8: ("blocks.2",), 16: ("blocks.3", "blocks.4")}),
+        ("resnet18", {4: ("conv1", "bn1", "layer1"), 8: ("layer2",), 16: ("layer3",)}),
+        ("convnext_atto", {4: ("stem", "stages_0"), 8: ("stages_1",), 16: ("stages_2",)}),
+    ],
+)
+def test_parameters_belong_to_the_stage_that_they_lead_to(name, own):
+    with torch.device("meta"):
+        backbone = Backbone(name, (4, 8, 16), "random")
+    names = {id(parameter): name for name, parameter in backbone.network.named_parameters()}
+    stages = backbone.stages()
+    assert list(stages) == [4, 8, 16]
+    for stride, beginnings in own.items():
+        assert stages[stride]
+        assert all(names[id(parameter)].startswith(beginnings) for parameter in stages[stride])
+    assert sum(map(len, stages.values())) == len(names)

@@ -7,7 +7,7 @@ from blemish import cli, images, open_dataset
 from blemish.errors import ConfigError, DatasetError
 from blemish.images import GAP
 from blemish.synthesis.perlin import Recipe
-from blemish.synthesis.pictures import Group, Pictures, mirrored, read_groups
+from blemish.synthesis.pictures import DamageConfig, Group, Pictures, mirrored, read_groups
 from blemish.synthesis.preview import sheet
 from blemish.synthesis.sources import parse
 from blemish.types import Preprocessing
@@ -71,9 +71,9 @@ def test_the_sheet_shows_what_is_taught(tmp_path, capsys):
     assert f"Written: {out}" in capsys.readouterr().out
     assert images.read(out).shape == (2 * 2 * (48 + GAP), 8 * (48 + GAP), 3)
     groups = read_groups(open_dataset("auto", root).train, Preprocessing((48, 48)), "auto", [])
-    assert sheet(groups, "self", count=2).shape == (2 * (48 + GAP), 2 * (48 + GAP), 3)
+    assert sheet(groups, DamageConfig(sources="self"), count=2).shape == (2 * (48 + GAP), 2 * (48 + GAP), 3)
     with pytest.raises(ConfigError, match="--count is 0"):
-        sheet(groups, "self", count=0)
+        sheet(groups, DamageConfig(sources="self"), count=0)
 
 
 def test_some_are_spread_over_all_categories():

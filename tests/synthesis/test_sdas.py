@@ -93,8 +93,24 @@ def test_grey_pictures_and_colours_are_told_apart(trained):
     assert (sdas.to_pictures(sdas.to_image(pictures)) == pictures.numpy()).all()
 
 
+def test_networks_know_how_bright_a_picture_is():
+    def change(groups: int) -> float:
+        torch.manual_seed(0)
+        network = DiffusionModel(Known(replace(TINY, groups=groups), ("cloth",))).network.eval()
+        for parameter in network.parameters():
+            if not parameter.any():
+                torch.nn.init.normal_(parameter, std=0.05)
+        noisy, time = torch.randn(4, 3, 32, 32), torch.full((4,), 500)
+        with torch.inference_mode():
+            dark, bright = (network(image, time, torch.tensor([0])) for image in (noisy, noisy + 0.5))
+        return float((bright - dark)[:, :3].mean((2, 3)).abs().mean())
+
+    assert change(PRESETS["small"].groups) > 20 * change(32)  # 32 channels in 32 groups: each loses its mean
+
+
 def test_the_paper_has_its_network():
     config = PRESETS["paper"]
+    assert config.groups == 32
     assert config.counted(3629 / config.batch_size).steps == 60484
     assert (config.batch_size * config.accumulate, config.learning_rate, config.clip, config.average) == (
         60,
@@ -276,6 +292,8 @@ def test_files_that_are_no_models_are_refused(trained, tmp_path):
         ({"batch_size": 0}, "--batch-size is 0"),
         ({"classifier_batch_size": 0}, "--classifier-batch-size is 0"),
         ({"seed": -1}, "--seed is -1"),
+        ({"groups": 5}, "--groups is 5; expected a divisor of 32"),
+        ({"groups": 0}, "--groups is 0"),
     ],
 )
 def test_configurations_without_sense_are_refused(fields, message):

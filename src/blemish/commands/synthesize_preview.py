@@ -18,6 +18,8 @@ class Preview:
     """
 
     data: DataOptions
+    generator: Literal["perlin", "cutpaste", "seamless"] = "perlin"
+    """What makes the defects: content of the sources where noise says so, or patches of good pictures."""
     out: Path = Path("preview.png")
     """The sheet, a PNG file."""
     sources: str = OFFLINE
@@ -35,12 +37,14 @@ class Preview:
     def __call__(self) -> int:
         """Makes the sheet."""
         from blemish.synthesis import preview
+        from blemish.synthesis.pictures import DamageConfig
 
         if self.data.data.suffix == ".diffusion":
             preview.write_ladder(self.out, self.data.data, self.data.category, self.count, self.device)
             say(f"Written: {self.out}")
             return 0
-        failures = preview.write(self.out, self.data.open(), self.sources, self.foreground, self.image_size, self.count)
+        damage = DamageConfig(generator=self.generator, sources=self.sources, foreground=self.foreground)
+        failures = preview.write(self.out, self.data.open(), damage, self.image_size, self.count)
         say(f"Written: {self.out}")
         return report_failures(failures)
 

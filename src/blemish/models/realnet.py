@@ -28,24 +28,19 @@ from blemish.dataset import Dataset
 from blemish.detector import Detector, DetectorConfig, TrainedConfig
 from blemish.errors import ConfigError, bad_option
 from blemish.nn.backbone import Backbone
+from blemish.nn.fusion import Fusion, average_precision, image_score, window
 from blemish.nn.realnet import (
     Discriminator,
     FeatureSelection,
-    Fusion,
     Network,
     ResidualSelection,
     Simple,
-    average_precision,
-    image_score,
     segmentation_loss,
     selection_losses,
 )
 from blemish.nn.unet import GROUPS, HEAD_WIDTH, UNet
 from blemish.progress import bar
-from blemish.synthesis.foreground import Rule
-from blemish.synthesis.perlin import Recipe
-from blemish.synthesis.pictures import CHOOSE, VALIDATE, Damaged, Group, Pictures, mirrored, read_groups
-from blemish.synthesis.sources import OFFLINE, parse
+from blemish.synthesis.pictures import CHOOSE, VALIDATE, DamageConfig, Damaged, Group, Pictures, read_groups
 from blemish.training import autocast, choose_precision, optimise
 from blemish.types import Choice, Prediction, Preprocessing
 
@@ -58,7 +53,7 @@ VALIDATED = 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class RealNetConfig(TrainedConfig):
+class RealNetConfig(TrainedConfig, DamageConfig):
     """What can be chosen for RealNet."""
 
     strides: tuple[int, ...] = (4, 8, 16)
@@ -90,25 +85,6 @@ class RealNetConfig(TrainedConfig):
     """Give the kept channels mean 0 and variance 1 on good pictures."""
     afs_batches: int = 16
     """Batches of damaged pictures that AFS looks at."""
-    sources: str = OFFLINE
-    """Where foreign content comes from, with weights: texture:DIR, sdas[_masked]:DIR, self, cutpaste, stain,
-    procedural=2."""
-    clean_share: float = Recipe.clean_share
-    """Share of training pictures that are not damaged."""
-    foreground: Rule = "auto"
-    """Where damage may lie: on the part (auto, or the paper's recipe for that category), or anywhere (whole)."""
-    redraw_empty: bool = Recipe.redraw_empty
-    """Draw masks anew when they are empty."""
-    few: float = Recipe.few
-    """Share of masks with a few pieces down to single pixels, beside the paper's Perlin masks."""
-    soft: float = Recipe.soft
-    """Share of made defects whose edges are soft."""
-    mirror: bool = True
-    """Learn from the pictures' mirror images too; turn off where a mirrored part would be a defect."""
-    least_change: int = Recipe.least_change
-    """Grey levels by which a pixel must change to count as damaged."""
-    balance: bool = False
-    """Take each category equally often."""
     focal: float = 0.0
     """Exponent of the focal loss; 0 for plain cross-entropy."""
     detach: bool = False
@@ -123,6 +99,7 @@ class RealNetConfig(TrainedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        DamageConfig.__post_init__(self)
         if not len(self.strides) == len(self.planes) == len(self.blocks) > 0:
             raise ConfigError(
                 f"--strides {self.strides}, --planes {self.planes} and --blocks {self.blocks} differ in number; "
@@ -146,7 +123,7 @@ class RealNetConfig(TrainedConfig):
                     f"--attention is {self.attention}; expected factors among the levels of --multipliers, "
                     f"{tuple(2**n for n in range(len(self.multipliers)))}."
                 )
-        for name in ("sources", "score_window", "afs_batches"):
+        for name in ("score_window", "afs_batches"):
             if not getattr(self, name):
                 raise bad_option(name, repr(getattr(self, name)), "more than nothing")
 
@@ -237,22 +214,23 @@ class RealNet(Detector):
 
     def learn(self, data: Dataset, preprocessing: Preprocessing) -> None:
         """Chooses channels and trains on most of `data.train`; the rest chooses among the states of the training."""
+        if self.choices:
+            raise ConfigError("this RealNet is fitted, and has dropped what it did not choose; fit a new one.")
         groups, held_out = (
             read_groups(own, preprocessing, self.config.foreground, self.failures) for own in self.split(data)
         )
         pictures = self.prepare(groups)
-        others = [self._pictures(held_out)] if held_out else []
+        others = [self.config.damaging(held_out, self.config.seed)] if held_out else []
         validate = partial(self._validate, others[0]) if others else None
         plan, batches = self.config.plan(len(pictures)), partial(pictures.shared, size=self.config.batch_size)
         self.outcome = optimise(self.loss, self.network, batches, plan, validate, self.state_of(data))
-        self.train(mode=False)
         with torch.no_grad():
             self._compare([pictures, *others])
         self.good = []
 
     def prepare(self, groups: Sequence[Group]) -> Pictures:
         """What is learned from; channels are chosen by it, and the features of good pictures kept."""
-        pictures = self._pictures(groups)
+        pictures = self.config.damaging(groups, self.config.seed)
         self._choose_features(pictures)
         self.good = self._remember(pictures)
         return pictures
@@ -280,35 +258,15 @@ class RealNet(Detector):
         return torch.stack(found)[..., :height, :width]
 
     def _judge(self, maps: Tensor) -> Prediction[Tensor]:
-        window = self._window(maps)
+        side = window(self.config.score_window, maps)
         if self.fusion is None:
-            return Prediction(maps[0], image_score(maps[0], window))
-        return Prediction(*self.fusion(maps, window))
-
-    def _window(self, maps: Tensor) -> int:
-        return max(1, round(self.config.score_window * min(maps.shape[-2], maps.shape[-1]) / 256))
+            return Prediction(maps[0], image_score(maps[0], side))
+        return Prediction(*self.fusion(maps, side))
 
     def _see_maps(self, pictures: Tensor) -> Tensor:
         """The maps of pictures (B, H, W, 3) uint8, as many as there may be."""
         parts = [self._maps(part.to(self.device).permute(0, 3, 1, 2).float() / 255) for part in pictures.split(8)]
         return torch.cat(parts, dim=1)
-
-    def _pictures(self, groups: Sequence[Group]) -> Pictures:
-        config = self.config
-        groups = [mirrored(group) for group in groups] if config.mirror else groups
-        recipes = [
-            Recipe(
-                sources=parse(config.sources, group.category),
-                seed=config.seed,
-                clean_share=config.clean_share,
-                redraw_empty=config.redraw_empty,
-                few=config.few,
-                soft=config.soft,
-                least_change=config.least_change,
-            )
-            for group in groups
-        ]
-        return Pictures(groups, recipes, config.seed, config.balance)
 
     def _see(self, pictures: Tensor) -> list[Tensor]:
         """Features of pictures (B, H, W, 3) uint8, as the backbone gives them; without gradients."""
@@ -345,11 +303,19 @@ class RealNet(Detector):
             kept = features.get_buffer(f"index_{number}")
             self.choices[f"channels at stride {stride}"] = Choice(tuple(mean_loss.tolist()), tuple(kept.tolist()))
         if self.config.standardise:
-            first, second = ([part / count for part in each] for each in moments)
-            deviations = [
-                (square - mean.square()).clamp(min=0).sqrt() for mean, square in zip(first, second, strict=True)
-            ]
-            features.standardise(self._joined(first), self._joined(deviations))
+            features.standardise([torch.stack(stage) / count for stage in zip(*moments, strict=True)])
+        self._narrow()
+
+    def _narrow(self) -> None:
+        """Drops the channels of the last stage that were not chosen; those of others are needed by what follows."""
+        kept = self.features.get_buffer(f"index_{len(self.config.planes) - 1}")
+        if len(kept) < self.backbone.channels[-1] and self.backbone.narrow(kept):
+            kept.copy_(torch.arange(len(kept)))
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Takes over a saved `state_dict`, whose backbone lacks what was not chosen."""
+        self._narrow()
+        super().restore(state)
 
     def _remember(self, pictures: Pictures) -> list[Tensor]:
         """Each block's features of all good pictures (N, C, h, w), if they fit in memory; else nothing.
@@ -366,14 +332,6 @@ class RealNet(Detector):
                     return []
                 drawn.advance(len(batch))
         return [torch.cat(block) for block in zip(*parts, strict=True)]
-
-    def _joined(self, values: Sequence[Tensor]) -> list[Tensor]:
-        """Values (C,) of each stage's channels, for the chosen ones of each block (width,)."""
-        chosen = [value[self.features.get_buffer(f"index_{number}")] for number, value in enumerate(values)]
-        stages = list(zip(chosen, self.features.blocks, strict=True))
-        return [
-            torch.cat([value for value, block in stages if block == stride]) for stride in self.features.block_strides
-        ]
 
     def _padded(self, mask: Tensor) -> Tensor:
         return F.pad(mask.to(self.device), self.config.padding(mask.shape[-2:]))
@@ -415,7 +373,7 @@ class RealNet(Detector):
         """
         good = self._see_maps(torch.cat([pictures.some(VALIDATED) for pictures in known]))
         if self.fusion is not None:
-            self.fusion.learn(good, self._window(good))
+            self.fusion.learn(good, window(self.config.score_window, good))
         return good
 
 

@@ -11,6 +11,7 @@ import os
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,8 @@ DEFAULT = "tf_efficientnet_lite0"
 class Backbone(nn.Module):
     """The feature maps of a timm network at some of its strides; normalises its input itself.
 
-    Layers that no wanted feature depends on are left out. Channels that a model does not pick stay:
-    only those of the last stage feed nothing else, and they are less than 1 % of an artifact.
+    Layers that no wanted feature depends on are left out; `narrow` leaves out channels of the last
+    feature map, too. Those of other maps feed what comes after them, whether a model picks them or not.
     """
 
     def __init__(self, name: str = DEFAULT, strides: Sequence[int] = (8, 16), weights: str = "default") -> None:
@@ -63,6 +64,82 @@ class Backbone(nn.Module):
         mean, std = self.get_buffer("mean"), self.get_buffer("std")
         features: list[Tensor] = self.network((image - mean) / std)
         return features
+
+    def stages(self) -> dict[int, list[nn.Parameter]]:
+        """The parameters by stride: those on the way from the feature map before to that of the stride."""
+        named = list(self.network.named_parameters())
+        found: dict[int, list[nn.Parameter]] = {}
+        begin = 0
+        for stride, tap in zip(self.strides, self.network.feature_info.module_name(), strict=True):
+            own = (f"{tap}.", f"{tap.replace('.', '_')}.")  # timm renames what it takes out of a container
+            end = max((number for number, (name, _) in enumerate(named, 1) if name.startswith(own)), default=begin)
+            found[stride] = [parameter for _, parameter in named[begin:end]]
+            begin = end
+        return found
+
+    def narrow(self, kept: Tensor) -> bool:
+        """Whether the last feature map has only the channels `kept` (indices) from now on, and no weights for others.
+
+        False, and nothing has changed, if the network does not end in a residual block of a known kind.
+        """
+        stage: Any = dict(self.network.named_modules()).get(self.network.feature_info.module_name()[-1])
+        block: Any = stage[-1] if isinstance(stage, nn.Sequential) else None
+        layers = _LAST_LAYERS.get(type(block).__name__, ())
+        is_resnet = hasattr(block, "downsample")
+        if not layers or (is_resnet and block.se is not None):  # what squeezes and excites mixes all channels
+            return False
+        for name in layers:
+            _keep(block.get_submodule(name), kept)
+        if is_resnet:
+            block.downsample = nn.Sequential(block.downsample or nn.Identity(), _Channels(kept))
+        elif block.has_skip:
+            block.has_skip = False
+            stage[-1] = _Skip(block, kept)
+        self.channels[-1] = len(kept)
+        return True
+
+
+_LAST_LAYERS = {
+    "InvertedResidual": ("conv_pwl", "bn3"),
+    "DepthwiseSeparableConv": ("conv_pw", "bn2"),
+    "Bottleneck": ("conv3", "bn3"),
+    "BasicBlock": ("conv2", "bn2"),
+}
+"""timm's residual blocks → the convolution and the normalisation that their output channels come from."""
+
+
+class _Channels(nn.Module):
+    """Some channels of a feature map."""
+
+    def __init__(self, kept: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("kept", kept.clone())
+
+    def forward(self, feature: Tensor) -> Tensor:
+        return feature.index_select(1, self.get_buffer("kept"))
+
+
+class _Skip(nn.Module):
+    """What a block gives, added to some channels of what it is given."""
+
+    def __init__(self, block: nn.Module, kept: Tensor) -> None:
+        super().__init__()
+        self.block, self.channels = block, _Channels(kept)
+
+    def forward(self, feature: Tensor) -> Tensor:
+        added: Tensor = self.block(feature) + self.channels(feature)
+        return added
+
+
+def _keep(layer: nn.Module, kept: Tensor) -> None:
+    """Drops all but some output channels of a convolution or a normalisation."""
+    for name, value in [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]:
+        if value.dim():
+            own = value.detach()[kept].clone(memory_format=torch.preserve_format)
+            setattr(layer, name, nn.Parameter(own, value.requires_grad) if isinstance(value, nn.Parameter) else own)
+    for name in ("out_channels", "num_features"):
+        if hasattr(layer, name):
+            setattr(layer, name, len(kept))
 
 
 def fingerprint(state: Mapping[str, Tensor]) -> str:
@@ -146,16 +223,40 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], source: str) -
     network.load_state_dict({key: state[key] for key in own})
 
 
-def _build(name: str, strides: tuple[int, ...]) -> Any:
+@lru_cache(maxsize=64)
+def strides_of(name: str) -> tuple[int, ...]:
+    """The strides of all feature maps of the network `name`, finest first.
+
+    Raises:
+        ConfigError: no such network.
+    """
     if not timm.is_model(name.partition(".")[0]):
         raise ConfigError(
             not_among("backbone", name, (*EMBEDDED, "resnet18", "resnet34", "resnet50", "wide_resnet50_2"))
         )
     with torch.device("meta"):  # only to see which strides there are
         whole: Any = timm.create_model(name, features_only=True)
-    available = whole.feature_info.reduction()
+    return tuple(whole.feature_info.reduction())
+
+
+@lru_cache(maxsize=64)
+def is_pyramid(name: str, strides: tuple[int, ...]) -> bool:
+    """Whether the network `name` gives maps (B, C, h, w) of the sizes that its strides say, whatever the picture's."""
+    side = 4 * strides[-1]
+    with torch.device("meta"):  # shapes alone
+        probe = Backbone(name, strides, "random").eval()
+        try:
+            shapes = [tuple(feature.shape[1:]) for feature in probe(torch.empty(1, 3, side, side))]
+        except (AssertionError, RuntimeError):  # takes pictures of one size only
+            return False
+    expected = [(wide, side // stride, side // stride) for wide, stride in zip(probe.channels, strides, strict=True)]
+    return shapes == expected
+
+
+def _build(name: str, strides: tuple[int, ...]) -> Any:
+    available = strides_of(name)
     if missing := sorted(set(strides) - set(available)):
-        raise ConfigError(f"backbone {name} has no stride {missing[0]}; expected some of {available}.")
+        raise ConfigError(f"backbone {name} has no stride {missing[0]}; expected some of {list(available)}.")
     indices = tuple(available.index(stride) for stride in sorted(strides))
     network: Any = timm.create_model(name, features_only=True, out_indices=indices)
     stage, _, last = network.feature_info.module_name()[-1].partition(".")

@@ -1,4 +1,4 @@
-"""RealNet's own parts: feature selection, Simple reconstruction, residual selection, discriminator, loss, score.
+"""RealNet's own parts: feature selection, Simple reconstruction, residual selection, discriminator, loss.
 
 Source: Zhang et al., "RealNet", arXiv 2403.05897, sections 3.2 (AFS) to 3.4 (RRS).
 """
@@ -14,8 +14,6 @@ from blemish.nn.norm import BatchNorm2d
 
 MOST = 5.0
 """Standard deviations that a residual can stand out by, at most."""
-_LEAST = 1e-3  # what counts as nothing, so that it has a logarithm
-_CHANCE = 0.2  # spread of logarithms that few pictures may lack by chance
 
 
 class FeatureSelection(nn.Module):
@@ -81,11 +79,24 @@ class FeatureSelection(nn.Module):
             order = complete.argsort(stable=True)
             self.get_buffer(f"index_{number}").copy_(order[:kept].sort().values)
 
-    def standardise(self, means: Sequence[Tensor], deviations: Sequence[Tensor]) -> None:
-        """From now on, blocks are less these means (width,) and divided by these standard deviations."""
-        for number, (mean, deviation) in enumerate(zip(means, deviations, strict=True)):
+    def standardise(self, moments: Sequence[Tensor]) -> None:
+        """From now on, features are less their means and divided by their standard deviations.
+
+        Args:
+            moments: (2, C) of each stage: the means of its channels, and of their squares.
+        """
+        for number, (mean, square) in enumerate(self._joined(moments)):
+            deviation = (square - mean.square()).clamp(min=0).sqrt()
             self.get_buffer(f"mean_{number}").copy_(mean[:, None, None])
             self.get_buffer(f"scale_{number}").copy_(1 / deviation.clamp(min=1e-3)[:, None, None])
+
+    def _joined(self, values: Sequence[Tensor]) -> list[Tensor]:
+        """Values (…, C) of each stage's channels, for the chosen ones of each block (…, width)."""
+        chosen = [value[..., self.get_buffer(f"index_{number}")] for number, value in enumerate(values)]
+        stages = list(zip(chosen, self.blocks, strict=True))
+        return [
+            torch.cat([value for value, block in stages if block == stride], dim=-1) for stride in self.block_strides
+        ]
 
 
 def selection_losses(damaged: Tensor, clean: Tensor, mask: Tensor) -> Tensor:
@@ -291,44 +302,6 @@ class Network(nn.Module):
         return logits, restored, every
 
 
-class Fusion(nn.Module):
-    """Two opinions in one: what the discriminators say, and how badly features were restored.
-
-    A discriminator knows made defects, a residual none; which of the two tells more differs from product
-    to product. So each is measured by what it says of good pictures: maps in their standard deviations,
-    image scores as standardised logarithms.
-    """
-
-    def __init__(self, weight: float) -> None:
-        """Before anything is learned, both count as they are.
-
-        Args:
-            weight: Of the residuals in the map, beside 1 of the discriminators.
-        """
-        super().__init__()
-        self.weight = weight
-        self.register_buffer("spread", torch.ones(2))
-        self.register_buffer("middle", torch.zeros(2))
-        self.register_buffer("scale", torch.ones(2))
-
-    def learn(self, maps: Tensor, window: int) -> None:
-        """Takes note of what good pictures look like: maps (2, B, H, W) of discriminators and residuals."""
-        levels = self._levels(maps, window)
-        self.get_buffer("spread").copy_(maps.flatten(1).std(1).clamp(min=_LEAST))
-        self.get_buffer("middle").copy_(levels.mean(1))
-        # Few pictures may lie close together by chance.
-        self.get_buffer("scale").copy_((levels.var(1, correction=0) + _CHANCE**2).sqrt())
-
-    def forward(self, maps: Tensor, window: int) -> tuple[Tensor, Tensor]:
-        """Anomaly map (B, H, W) and image score (B,) of maps (2, B, H, W)."""
-        first, second = maps / self.get_buffer("spread")[:, None, None, None]
-        standing = (self._levels(maps, window) - self.get_buffer("middle")[:, None]) / self.get_buffer("scale")[:, None]
-        return first + self.weight * second, standing.sum(0)
-
-    def _levels(self, maps: Tensor, window: int) -> Tensor:
-        return torch.stack([image_score(each, window).clamp(min=_LEAST).log() for each in maps])
-
-
 def segmentation_loss(logits: Tensor, mask: Tensor, focal: float = 0.0) -> Tensor:
     """Mean cross-entropy of logits (B, 2, H, W) against a mask (B, H, W), perhaps focal (arXiv 1708.02002).
 
@@ -340,26 +313,6 @@ def segmentation_loss(logits: Tensor, mask: Tensor, focal: float = 0.0) -> Tenso
     share = logits.softmax(1).gather(1, mask.long().unsqueeze(1))
     share = (1 - smooth) * share + smooth * (1 - share) + smooth
     return (-((1 - share).clamp(min=0) ** focal) * share.log()).mean()
-
-
-def image_score(anomaly_map: Tensor, window: int) -> Tensor:
-    """The highest mean (B,) of maps (B, H, W) over a square of side `window`.
-
-    >>> image_score(torch.ones(1, 20, 20), 16).tolist()
-    [1.0]
-    """
-    return F.avg_pool2d(anomaly_map.unsqueeze(1), window, stride=1).amax((1, 2, 3))
-
-
-def average_precision(scores: Tensor, positive: Tensor) -> float:
-    """Mean precision at the scores of the positives; NaN if there are none.
-
-    >>> average_precision(torch.tensor([0.9, 0.1, 0.8]), torch.tensor([True, True, False]))
-    0.833...
-    """
-    hits = positive[scores.argsort(descending=True, stable=True)].double()
-    precision = hits.cumsum(0) / torch.arange(1, len(hits) + 1, device=hits.device)
-    return float((precision * hits).sum() / hits.sum())
 
 
 def _resampled(feature: Tensor, stride: int, wanted: int) -> Tensor:

@@ -1,5 +1,7 @@
 """Residual blocks: layers beside a shortcut, summed and rectified."""
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the usual name
 
@@ -25,22 +27,29 @@ def bottleneck(channels: int, inner: int, width: int, stride: int = 1) -> Residu
 
     Source: arXiv 1512.03385, figure 5; the stride is where torch's ResNets have it.
     """
-    layers = nn.Sequential(
-        *(nn.Conv2d(channels, inner, 1, bias=False), BatchNorm2d(inner), nn.ReLU()),
-        *(nn.Conv2d(inner, inner, 3, stride, padding=1, bias=False), BatchNorm2d(inner), nn.ReLU()),
-        *(nn.Conv2d(inner, width, 1, bias=False), BatchNorm2d(width)),
-    )
+    layers = _three(channels, inner, width, lambda: nn.Conv2d(inner, inner, 3, stride, padding=1, bias=False))
     if stride == 1 and channels == width:
         return Residual(layers)
     shortcut = nn.Sequential(nn.Conv2d(channels, width, 1, stride, bias=False), BatchNorm2d(width))
     return Residual(layers, shortcut)
 
 
-def growing(channels: int, width: int, depth: int) -> nn.Sequential:
+def growing(channels: int, width: int, depth: int, *, deep: bool = False) -> nn.Sequential:
     """`depth` blocks of two convolutions; the first doubles the size, as a ResNet's stage turned round.
+
+    Args:
+        channels: That come in.
+        width: That go out.
+        depth: How many blocks.
+        deep: Blocks of three convolutions instead, half as wide inside, as a Wide ResNet-50-2 has them.
 
     Source: arXiv 2201.10703, section 3.1 (the decoder of reverse distillation).
     """
+    if deep:
+        beside = nn.Sequential(_doubled(channels, width), BatchNorm2d(width))
+        inner = width // 2
+        first = Residual(_three(channels, inner, width, lambda: _doubled(inner, inner)), beside)
+        return nn.Sequential(first, *(bottleneck(width, inner, width) for _ in range(depth - 1)))
     doubling = Residual(
         _two(_doubled(channels, width), width), nn.Sequential(_doubled(channels, width), BatchNorm2d(width))
     )
@@ -49,6 +58,14 @@ def growing(channels: int, width: int, depth: int) -> nn.Sequential:
 
 def _two(first: nn.Module, width: int) -> nn.Sequential:
     return nn.Sequential(first, BatchNorm2d(width), nn.ReLU(), _conv3(width), BatchNorm2d(width))
+
+
+def _three(channels: int, inner: int, width: int, middle: Callable[[], nn.Module]) -> nn.Sequential:
+    return nn.Sequential(
+        *(nn.Conv2d(channels, inner, 1, bias=False), BatchNorm2d(inner), nn.ReLU()),
+        *(middle(), BatchNorm2d(inner), nn.ReLU()),
+        *(nn.Conv2d(inner, width, 1, bias=False), BatchNorm2d(width)),
+    )
 
 
 def _doubled(channels: int, width: int) -> nn.ConvTranspose2d:

@@ -10,13 +10,14 @@ Source: RealNet, arXiv 2403.05897, section 3.1 (SDAS); the masks are those of DR
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
 
 from blemish.errors import bad_option
 from blemish.images import Bools, Floats, Picture
+from blemish.synthesis.patches import clone, cut_paste, seamless
 from blemish.synthesis.sources import Source
 
 THRESHOLD = 0.5
@@ -34,7 +35,8 @@ VISIBLE = 0.3
 REDRAWS = 20
 """How often an empty mask is drawn anew, where it is."""
 
-
+Generator = Literal["perlin", "cutpaste", "seamless"]
+"""What makes a defect; the last two know neither noise nor sources (`patches`)."""
 Shares = np.ndarray[tuple[int, ...], np.dtype[np.floating]]
 
 
@@ -48,13 +50,15 @@ class Item(NamedTuple):
     mask: Bools
     """(H, W), True where something was blended in."""
     source: str
-    """The name of the source; empty when the picture was left as it is."""
+    """The name of the source, or of a generator without one; empty when the picture was left as it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How anomalies are made."""
 
+    generator: Generator = "perlin"
+    """What makes them."""
     sources: Sequence[Source]
     """Where the foreign content comes from; chosen by their weights."""
     seed: int = 0
@@ -103,23 +107,32 @@ class Recipe:
     def _damage(
         self, pictures: Picture, foregrounds: Bools, index: int, draw: np.random.Generator
     ) -> tuple[Picture, Bools, str]:
-        """Picture number `index` damaged, where, and by which source."""
-        clean = pictures[index]
-        weights = np.array([source.weight for source in self.sources])
-        source = self.sources[draw.choice(len(weights), p=weights / weights.sum())]
-        few = self.few > 0 and draw.random() < self.few
-        mask = (few_pieces if few else perlin_mask)(clean.shape[:2], draw)
-        foreign, changed = source.give(pictures, index, draw)
-        allowed = foregrounds[index] if changed is None else foregrounds[index] & changed
-        mask &= allowed
+        """Picture number `index` damaged, where, and by which source or generator."""
+        clean, allowed = pictures[index], foregrounds[index]
+        if self.generator == "perlin":
+            weights = np.array([source.weight for source in self.sources])
+            source = self.sources[draw.choice(len(weights), p=weights / weights.sum())]
+            few = self.few > 0 and draw.random() < self.few
+            mask = (few_pieces if few else perlin_mask)(clean.shape[:2], draw)
+            foreign, changed = source.give(pictures, index, draw)
+            allowed = allowed if changed is None else allowed & changed
+            name, opacity = source.name, source.opacity
+        else:
+            make = cut_paste if self.generator == "cutpaste" else seamless
+            foreign, mask = make(pictures, index, allowed, draw)
+            name, opacity = self.generator, (1.0, 1.0)
         if (clean == clean[:, :, :1]).all():  # colour on a grey picture would give every defect away
             foreign = np.repeat(cv2.cvtColor(foreign, cv2.COLOR_RGB2GRAY)[:, :, None], 3, axis=2)
-        share = soften(mask, draw) * allowed if self.soft > 0 and draw.random() < self.soft else mask
-        damaged = blend(clean, foreign, share * draw.uniform(*source.opacity))
+        if self.generator == "seamless":
+            damaged = clone(clean, foreign, mask, draw)
+        else:
+            mask &= allowed
+            share = soften(mask, draw) * allowed if self.soft > 0 and draw.random() < self.soft else mask
+            damaged = blend(clean, foreign, share * draw.uniform(*opacity))
         if self.least_change:
             change = cv2.absdiff(damaged, clean).max(axis=2)
             mask = change >= max(self.least_change, VISIBLE * float(change.max()))
-        return damaged, mask, source.name
+        return damaged, mask, name
 
 
 def perlin_noise(size: tuple[int, int], angles: Floats) -> Floats:

@@ -10,16 +10,17 @@ import torch
 from torch import Tensor
 
 from blemish.distributed import share
-from blemish.errors import DatasetError
+from blemish.errors import DatasetError, bad_option
 from blemish.images import Bools, Floats, Picture
 from blemish.progress import bar
 from blemish.reading import read_batches
 from blemish.synthesis.foreground import Rule, foreground
-from blemish.synthesis.perlin import Item, Recipe
+from blemish.synthesis.perlin import Generator, Item, Recipe
+from blemish.synthesis.sources import OFFLINE, parse
 from blemish.types import Failure, Preprocessing, Sample
 
 READ_AT_ONCE = 16
-TRAIN, CHOOSE, VALIDATE = range(3)
+TRAIN, CHOOSE, VALIDATE, TUNE = range(4)
 """What pictures are damaged for: each purpose has its own order and its own anomalies."""
 
 
@@ -82,9 +83,9 @@ class Pictures:
         """
         return self._at(range(number * size, (number + 1) * size), purpose, clean_share)
 
-    def shared(self, number: int, size: int) -> Damaged:
+    def shared(self, number: int, size: int, purpose: int = TRAIN) -> Damaged:
         """The part that this process takes of such a batch to learn from."""
-        return self._at(share(range(number * size, (number + 1) * size)), TRAIN, None)
+        return self._at(share(range(number * size, (number + 1) * size)), purpose, None)
 
     def _at(self, positions: Sequence[int], purpose: int, clean_share: float | None) -> Damaged:
         found = [self.item(position, purpose, clean_share) for position in positions]
@@ -128,6 +129,57 @@ class Pictures:
             own = [np.resize(draw.permutation(len(group.pictures)), share).tolist() for group in self.groups]
             whole = [(which, index) for which, indices in enumerate(own) for index in indices]
         return [whole[place] for place in draw.permutation(len(whole))[: len(self)]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DamageConfig:
+    """How good pictures are damaged, for every model that learns from made defects."""
+
+    generator: Generator = "perlin"
+    """What makes defects: perlin, content of the sources below, blended in where noise says so; cutpaste, a rectangle
+    or a scar cut from another place of the picture; or seamless, patches of other pictures, blended in without an
+    edge. All below but the sources and `few` is as well of the last two; `soft` of cutpaste alone."""
+    sources: str = OFFLINE
+    """Where foreign content comes from, with weights: texture:DIR, sdas[_masked]:DIR, self, cutpaste, stain,
+    procedural=2."""
+    clean_share: float = Recipe.clean_share
+    """Share of training pictures that are not damaged."""
+    foreground: Rule = "auto"
+    """Where damage may lie: on the part (auto, or the paper's recipe for that category), or anywhere (whole)."""
+    redraw_empty: bool = Recipe.redraw_empty
+    """Draw masks anew when they are empty."""
+    few: float = Recipe.few
+    """Share of masks with a few pieces down to single pixels, beside the paper's Perlin masks."""
+    soft: float = Recipe.soft
+    """Share of made defects whose edges are soft."""
+    mirror: bool = True
+    """Learn from the pictures' mirror images too; turn off where a mirrored part would be a defect."""
+    least_change: int = Recipe.least_change
+    """Grey levels by which a pixel must change to count as damaged."""
+    balance: bool = False
+    """Take each category equally often."""
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            raise bad_option("sources", repr(self.sources), "more than nothing")
+
+    def recipe(self, category: str, seed: int) -> Recipe:
+        """How pictures of that category are damaged."""
+        return Recipe(
+            generator=self.generator,
+            sources=parse(self.sources, category),
+            seed=seed,
+            clean_share=self.clean_share,
+            redraw_empty=self.redraw_empty,
+            few=self.few,
+            soft=self.soft,
+            least_change=self.least_change,
+        )
+
+    def damaging(self, groups: Sequence[Group], seed: int) -> Pictures:
+        """The pictures of these groups, to be damaged so; with their mirror images, if those are good, too."""
+        own = [mirrored(group) for group in groups] if self.mirror else groups
+        return Pictures(own, [self.recipe(group.category, seed) for group in own], seed, self.balance)
 
 
 def read_groups(

@@ -1,7 +1,7 @@
 """Pictures for a person to look at: sheets of made defects, ladders of strengths, grids of a model that learns."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,10 +13,8 @@ from blemish.dataset import Dataset
 from blemish.errors import bad_option
 from blemish.files import check_writable, write_bytes
 from blemish.images import Picture
-from blemish.synthesis.foreground import Rule
-from blemish.synthesis.perlin import Item, Recipe
-from blemish.synthesis.pictures import TRAIN, Group, Pictures, read_groups
-from blemish.synthesis.sources import parse
+from blemish.synthesis.perlin import Item
+from blemish.synthesis.pictures import TRAIN, DamageConfig, Group, read_groups
 from blemish.types import Failure, Preprocessing
 
 if TYPE_CHECKING:
@@ -26,9 +24,7 @@ OUTLINE, BACKGROUND = (255, 40, 40), 0.45
 """Colour around what was damaged, and how dark that is drawn where no damage may lie."""
 
 
-def write(
-    path: Path, data: Dataset, sources: str, rule: Rule, image_size: tuple[int, int], count: int
-) -> list[Failure]:
+def write(path: Path, data: Dataset, damage: DamageConfig, image_size: tuple[int, int], count: int) -> list[Failure]:
     """Writes the sheet of a dataset's training pictures; those that could not be read are given back.
 
     Raises:
@@ -39,8 +35,8 @@ def write(
     data.require_train()
     failures: list[Failure] = []
     intensity, _ = images.measure_intensity(sample.path for sample in data.train if images.is_deep(sample.path))
-    groups = read_groups(data.train, Preprocessing(image_size, intensity), rule, failures)
-    write_bytes(path, images.encode(sheet(groups, sources, count=count)))
+    groups = read_groups(data.train, Preprocessing(image_size, intensity), damage.foreground, failures)
+    write_bytes(path, images.encode(sheet(groups, damage, count=count)))
     return failures
 
 
@@ -82,19 +78,16 @@ class Grids:
         write_bytes(self.folder / f"grid-{number:03}.png", images.encode(grid))
 
 
-def sheet(groups: Sequence[Group], sources: str, seed: int = 0, count: int = 24) -> Picture:
+def sheet(groups: Sequence[Group], damage: DamageConfig, seed: int = 0, count: int = 24) -> Picture:
     """One picture (H, W, 3) uint8 of `count` damaged ones, each above its twin with the damage outlined.
-
-    They are of the kind that RealNet is taught by default, each of them damaged.
 
     Args:
         groups: Good pictures by category.
-        sources: As `sources.parse` reads them.
+        damage: How they are damaged; here each of them is.
         seed: Everything drawn follows from it.
         count: How many.
     """
-    recipes = [Recipe(sources=parse(sources, group.category), seed=seed, clean_share=0.0) for group in groups]
-    pictures = Pictures(groups, recipes, seed)
+    pictures = replace(damage, clean_share=0.0, mirror=False).damaging(groups, seed)
     drawn = [_pair(*pictures.item(position, TRAIN)) for position in range(_positive(count))]
     return images.contact_sheet(drawn)
 

@@ -24,7 +24,7 @@ from blemish.errors import ArtifactError, ConfigError, bad_option
 from blemish.files import replacing
 from blemish.images import Picture
 from blemish.nn.diffusion import NoiseUNet, NoisyClassifier
-from blemish.nn.unet import GROUPS, HEAD_WIDTH
+from blemish.nn.unet import GROUPS, HEAD_WIDTH, GroupNorm
 from blemish.synthesis.samplers import Denoiser
 from blemish.training import Precision, TrainingConfig, autocast, choose_device, choose_precision
 from blemish.types import Intensity
@@ -49,6 +49,9 @@ class DiffusionConfig(TrainingConfig):
     """Its width at each level, in multiples; each level halves the size."""
     attention: tuple[int, ...] = (4,)
     """Its levels with attention, by the factor that they are smaller; 64 channels a head."""
+    groups: int = 8
+    """Groups of each group normalisation, a divisor of 32. Groups of one channel each know nothing of the mean, so
+    that pictures come out too bright, too dark or tinted: at least two channels, better four, to each."""
     classifier_steps: int = 0
     """Steps to teach a classifier that guides sampling to the category; 0 for none. One category gets none."""
     classifier_width: int = 32
@@ -69,6 +72,8 @@ class DiffusionConfig(TrainingConfig):
         levels = [2**level for level in range(len(self.multipliers))]
         if not levels or not set(self.attention) <= set(levels):
             raise bad_option("attention", self.attention, f"factors among {levels}, one a level")
+        if self.groups < 1 or GROUPS % self.groups:
+            raise bad_option("groups", self.groups, f"a divisor of {GROUPS}")
         if any(side < levels[-1] or side % levels[-1] for side in self.image_size):
             height, width = self.image_size
             raise ConfigError(
@@ -97,6 +102,7 @@ PRESETS: dict[str, DiffusionConfig] = {
     "paper": DiffusionConfig(
         image_size=(256, 256),
         width=256,
+        groups=32,
         multipliers=(1, 1, 2, 2, 4, 4),
         attention=(8, 16, 32),
         classifier_steps=40_000,
@@ -163,6 +169,9 @@ class DiffusionModel(nn.Module):
             self.classifier = NoisyClassifier(
                 config.classifier_width, config.multipliers, config.attention, classes, side
             )
+        for module in self.modules():
+            if isinstance(module, GroupNorm):
+                module.num_groups = config.groups
         self.to(memory_format=torch.channels_last)
 
     @property
