@@ -18,8 +18,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-import numpy as np
-
 from blemish.errors import BlemishError, ConfigError
 
 if TYPE_CHECKING:
@@ -254,14 +252,14 @@ def gathered(text: str) -> list[str]:
         return [text]
     import torch
 
-    own = torch.from_numpy(np.frombuffer(text.encode(), np.uint8).copy())
+    own = torch.tensor(list(text.encode()), dtype=torch.uint8)
     sizes = torch.zeros(count, dtype=torch.long)
     sizes[rank()] = len(own)
     sizes = total(sizes)
     padded = torch.zeros(count, int(sizes.max()), dtype=torch.uint8)
     padded[rank(), : len(own)] = own
     rows = total(padded)
-    return [row[:size].numpy().tobytes().decode() for row, size in zip(rows, sizes.tolist(), strict=True)]
+    return [bytes(row[:size].tolist()).decode() for row, size in zip(rows, sizes.tolist(), strict=True)]
 
 
 def from_first(text: str, tensors: "Mapping[str, Tensor] | None" = None) -> "tuple[str, dict[str, Tensor]]":
