@@ -9,6 +9,7 @@ import base64
 import json
 import logging
 import os
+import socket
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ _END = b"."
 """Behind all content: tables of other libraries may lose zeros at an end."""
 Make: TypeAlias = Callable[[Files], Work]
 """What an actor does first: with the shared files, it gets ready to work."""
+REACHED_IN = 10
+"""Seconds in which a cluster must answer."""
 
 
 @dataclass(frozen=True)
@@ -149,8 +152,11 @@ def _connect(cluster: Cluster) -> None:
     else:
         options |= {"address": "local", "include_dashboard": False}
     try:
+        host, _, port = cluster.address.removeprefix("ray://").rpartition(":")
+        if host and port.isdigit():  # Ray itself tries for minutes, and then ends the process
+            socket.create_connection((host, int(port)), REACHED_IN).close()
         ray.init(**options)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ConfigError(
             f'no Ray cluster can be reached at "{cluster.address or "local"}" ({reason}); start one with ray start '
