@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import learning
 from blemish import training
 from blemish.errors import ConfigError, TrainingError
 from blemish.training import Plan, TrainingConfig, Unfinished, choose_precision, optimise
@@ -30,18 +31,7 @@ def batch(step: int) -> Tensor:
 
 
 def fit(module: nn.Module, unfinished: Unfinished | None = None, stop: int | None = None, plan: Plan = PLAN):
-    taken = []
-
-    def loss(images: Tensor) -> dict[str, Tensor]:
-        if len(taken) == stop:
-            raise KeyboardInterrupt
-        taken.append(images)
-        return {"square": (module(images) - images.mean(1, keepdim=True)).square().mean()}
-
-    def validate() -> float:
-        return -float((module(batch(999)) - batch(999).mean(1, keepdim=True)).square().mean())
-
-    return optimise(loss, module, batch, plan, validate, unfinished), len(taken)
+    return learning.train(module, batch, batch(999), plan, unfinished, stop)
 
 
 def test_the_loss_falls_and_the_best_weights_are_left():

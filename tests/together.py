@@ -18,11 +18,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import blemish
+import learning
 from blemish import detector, distributed
 from blemish.models.realnet import RealNet
 from blemish.nn.norm import BatchNorm2d
 from blemish.synthesis import sdas, sdas_training
-from blemish.training import TrainingConfig, Unfinished, optimise
+from blemish.training import TrainingConfig, Unfinished
 
 LIGHT = {"steps": 4, "batch_size": 4, "precision": "float32", "seed": 1, "learning_rate": 0.1, "schedule": "constant"}
 CONFIGS = {
@@ -61,23 +62,14 @@ def pictures(step: int) -> Tensor:
 
 def fit_network(stop: int | None = None, unfinished: Path | None = None, **budget: float) -> dict[str, Tensor]:
     """The weights of a small network, perhaps stopped before a step."""
-    module, taken = network(), []
+    module = network()
 
     def batch(step: int) -> Tensor:
         return pictures(step)[list(distributed.share(range(12)))]
 
-    def loss(images: Tensor) -> dict[str, Tensor]:
-        if len(taken) == stop:
-            raise KeyboardInterrupt
-        taken.append(images)
-        return {"square": (module(images) - images.mean(1, keepdim=True)).square().mean()}
-
-    def validate() -> float:
-        return -float((module(pictures(999)) - pictures(999).mean(1, keepdim=True)).square().mean())
-
     config = TrainingConfig(**({"steps": 12} | budget), learning_rate=1e-2, clip=1.0, average=0.5, precision="float32")
     state = unfinished and Unfinished(unfinished, "one", save_every=0)
-    outcome = optimise(loss, module, batch, config.counted(1), validate, state)
+    outcome, _ = learning.train(module, batch, pictures(999), config.counted(1), state, stop)
     return {
         **module.state_dict(),
         "step": torch.tensor(outcome.step),
