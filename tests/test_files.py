@@ -54,7 +54,7 @@ def test_what_is_no_file_is_written_to_and_stays_what_it_is(tmp_path):
     def listen():
         heard.extend(pipe.read_text() for _ in range(2))
 
-    listener = threading.Thread(target=listen)
+    listener = threading.Thread(target=listen, daemon=True)
     listener.start()
     files.check_writable(pipe)
     files.write_text(pipe, "whole")
