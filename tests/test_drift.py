@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from blemish.artifact import Header, Predictor
+from blemish.command import say
 from blemish.drift import compare, draw, population_stability, table
 from blemish.errors import ConfigError
 from blemish.server.record import Inspection
@@ -77,6 +78,13 @@ def test_categories_are_apart_and_few_values_say_nothing():
     assert states([one for one in found if one.category == "lid"])["image_score"] == "changed"
     assert all(one.plain()["psi"] is None for one in found if one.category == "cup")
     assert table(found).row_count == 12
+
+
+def test_the_table_says_the_state_in_plain_words(capsys):
+    say(table(compare(predictor(), rows(10, "cup"))))
+    printed = capsys.readouterr().out
+    assert "few" in printed
+    assert "[" not in printed
 
 
 def test_old_artifacts_compare_what_they_have():

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
+from rich.text import Text
 
 from blemish.appearance import NAMES
 from blemish.artifact import Predictor
@@ -126,14 +127,13 @@ def table(comparisons: Sequence[Comparison]) -> Table:
     for one in comparisons:
         plain = one.plain()
         middles = (f"{_short(plain[f'{side}_median'])} ({plain[f'{side}_count']})" for side in ("reference", "recent"))
-        style = colours[one.state]
         shown.add_row(
             one.category or "all",
             one.quantity,
             *middles,
             _short(plain["psi"]),
             _short(plain["p_value"]),
-            f"[{style}]{one.state}[/{style}]",
+            Text(one.state, colours[one.state]),
         )
     return shown
 

@@ -1,4 +1,7 @@
-"""Writing files so that they are there whole or not at all."""
+"""Writing files so that they are there whole or not at all.
+
+A link stays, and the file that it points to is written; so do devices and pipes, such as /dev/stdout.
+"""
 
 import hashlib
 import os
@@ -6,7 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import NamedTemporaryFile, mkdtemp
+from tempfile import NamedTemporaryFile, TemporaryDirectory, mkdtemp
 from typing import Literal
 
 from blemish.errors import OutputError
@@ -19,6 +22,11 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OutputError: the folder can't be made or written to.
     """
+    if _is_stream(path):
+        with _copied_to(path) as temporary:
+            yield temporary
+        return
+    path = _behind_links(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix, delete=False) as opened:
@@ -90,11 +98,13 @@ def growing(path: Path) -> Iterator[Callable[[str], None]]:
     Raises:
         OutputError: the file can't be written.
     """
-    unfinished = path.with_name(f"{path.name}.part")
+    target = _behind_links(path)
+    unfinished = path if _is_stream(path) else target.with_name(f"{target.name}.part")
     try:
         with _adding(unfinished, "w") as add:
             yield add
-        unfinished.replace(path)
+        if unfinished is not path:
+            unfinished.replace(target)
     except OSError as error:
         raise OutputError(_sentence(path, error)) from error
 
@@ -155,12 +165,17 @@ def check_writable(path: Path) -> None:
     Raises:
         OutputError: it could not.
     """
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112 - pathlib raises where a folder above may not be looked into
         raise OutputError(f"{path} is a folder; expected the name of a file to write.")
-    existing = next(folder for folder in path.absolute().parents if folder.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise OutputError(f"{path} can't be written: no permission in {existing}; choose another place.")
-    if path.exists() and not os.access(path, os.W_OK):
+    is_there = os.path.exists(path)  # noqa: PTH110 - likewise
+    if not _is_stream(path):
+        parents = _behind_links(path).absolute().parents
+        existing = next(folder for folder in parents if os.path.exists(folder))  # noqa: PTH110 - likewise
+        if not existing.is_dir():
+            raise OutputError(f"{path} can't be written: {existing} is a file, not a folder; choose another place.")
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise OutputError(f"{path} can't be written: no permission in {existing}; choose another place.")
+    if is_there and not os.access(path, os.W_OK):
         raise OutputError(f"{path} can't be written: it is there already and read-only; choose another name.")
 
 
@@ -168,6 +183,28 @@ def digest(path: Path) -> str:
     """The SHA-256 of a file's content, in hexadecimal."""
     with path.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _is_stream(path: Path) -> bool:
+    """Whether it is a device, a pipe or the like: written to, but never replaced by a file."""
+    return os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path))  # noqa: PTH110, PTH112, PTH113 - as above
+
+
+def _behind_links(path: Path) -> Path:
+    return Path(os.path.realpath(path)) if os.path.islink(path) else path  # noqa: PTH114 - likewise
+
+
+@contextmanager
+def _copied_to(stream: Path) -> Iterator[Path]:
+    """A temporary file, whose content goes to `stream` when the block ends without an error."""
+    with TemporaryDirectory() as folder:
+        temporary = Path(folder) / stream.name
+        yield temporary
+        try:
+            with stream.open("wb") as opened:
+                opened.write(temporary.read_bytes())
+        except OSError as error:
+            raise OutputError(_sentence(stream, error)) from error
 
 
 def _sentence(path: Path, error: OSError) -> str:

@@ -87,12 +87,17 @@ def with_config_file(arguments: list[str]) -> list[str]:
     file = value_of("--config", arguments)
     if file is None:
         return arguments
+    if not file:
+        raise ConfigError("--config names no file; expected one in TOML with option names and values.")
     try:
         values = tomllib.loads(Path(file).read_text("utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"--config {file}: can't be read as TOML ({error}).") from error
+        reason = getattr(error, "strerror", error)
+        raise ConfigError(f"--config {file}: can't be read as TOML ({reason}).") from error
     words: list[str] = []
     for key, value in values.items():
+        if isinstance(value, dict):
+            raise ConfigError(f"--config {file} has a table [{key}]; expected option names and values, without tables.")
         option = f"--{key.replace('_', '-')}"
         if isinstance(value, bool):
             words.append(option if value else option.replace("--", "--no-", 1))

@@ -46,7 +46,7 @@ def whole_parts(samples: Sequence[Sample], size: int) -> list[list[int]]:
 def view_order(sample: Sample) -> tuple[list[tuple[int, str]], str]:
     """What views of one part are sorted by: C2 comes before C10."""
     pieces = re.split(r"(\d+)", sample.view)
-    return [(int(piece), "") if piece.isdigit() else (-1, piece) for piece in pieces], str(sample.path)
+    return [(int(piece), "") if piece.isdecimal() else (-1, piece) for piece in pieces], str(sample.path)
 
 
 def with_views(samples: Sequence[Sample], pattern: str) -> list[Sample]:

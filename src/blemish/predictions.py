@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 from rich.table import Table
@@ -24,6 +25,8 @@ from blemish.types import Decision, Failure, Policy, Sample
 
 ROWS = 40
 """Pictures that the table shows, at most."""
+OVERLAYS = "overlays"
+"""Folder of --out-dir for pictures with their heatmaps."""
 WHITE = (255, 255, 255)
 _COLOURS = {"good": "green", "review": "yellow", "defective": "red"}
 
@@ -31,11 +34,14 @@ _COLOURS = {"good": "green", "review": "yellow", "defective": "red"}
 def find_pictures(places: Sequence[Path], out_dir: Path | None = None) -> list[Path]:
     """The pictures among `places`: files as they are, those in manifests, folders with all below them, sorted.
 
-    Folders of masks, and `out_dir` with what an earlier run left in it, are passed over.
+    Folders of masks, and `out_dir` with what an earlier run left in it, are passed over; what is there twice is
+    taken once.
 
     Raises:
-        DatasetError: a place does not exist, or there is no picture in any.
+        DatasetError: a place does not exist or can't be opened, or there is no picture in any.
     """
+    if not places:
+        raise DatasetError("no pictures are named; expected some, or folders of them: blemish predict part.blemish new")
     found: list[Path] = []
     for place in places:
         if is_address(place):
@@ -51,7 +57,10 @@ def find_pictures(places: Sequence[Path], out_dir: Path | None = None) -> list[P
         raise DatasetError(
             f"{names}: no pictures there; expected files ending in {', '.join(sorted(images.SUFFIXES))}."
         )
-    return list(dict.fromkeys(found))
+    once: dict[str, Path] = {}
+    for path in found:
+        once.setdefault(os.path.abspath(path), path)  # noqa: PTH100 (dots are taken out, links are kept)
+    return list(once.values())
 
 
 def listed(manifest: Path) -> list[Path]:
@@ -138,7 +147,7 @@ def pictured(each: Judged, name: str | Path, *, maps: bool) -> dict[str, bytes]:
     """The overlay of a picture and, if wanted, its raw map: contents by the names of their files."""
     outlines = [(each.anomaly_map > each.decider.pixel, WHITE)]
     drawn = images.overlay(each.image, each.anomaly_map, each.decider.heat_span, outlines)
-    found = {f"overlays/{name}.png": images.encode(drawn)}
+    found = {f"{OVERLAYS}/{name}.png": images.encode(drawn)}
     if maps:
         opened = io.BytesIO()
         np.save(opened, each.anomaly_map)
@@ -194,21 +203,34 @@ def counted(counts: "Counter[Decision]", noun: str = "pictures") -> str:
 
 
 def _below(folder: Path, out_dir: Path | None) -> list[Path]:
-    """The pictures in a folder and its folders, without masks and without what we wrote ourselves."""
+    """The pictures in a folder and its folders, links followed, without masks and without what we wrote ourselves.
+
+    Hidden folders are passed over. One that can't be opened is an error, or its pictures would be missed unnoticed.
+    """
     own = None if out_dir is None else out_dir.resolve()
-    found = []
-    for path in folder.rglob("*"):
-        inside = path.relative_to(folder).parts[:-1]
-        is_mask = any(part.lower() in MASK_FOLDERS for part in inside)
-        if images.is_picture(path) and not is_mask and (own is None or not path.resolve().is_relative_to(own)):
-            found.append(path)
+    if own is not None and folder.resolve().is_relative_to(own):
+        own /= OVERLAYS  # it is written to where the pictures are
+    found: list[Path] = []
+    been: set[Path] = set()
+    for here, inside, names in os.walk(folder, onerror=_refuse, followlinks=True):
+        real = Path(here).resolve()
+        if real in been or (own is not None and real.is_relative_to(own)):
+            inside.clear()
+            continue
+        been.add(real)
+        inside[:] = sorted(name for name in inside if name.lower() not in MASK_FOLDERS and not name.startswith("."))
+        found += [path for name in names if images.is_picture(path := Path(here, name))]
     return sorted(found)
+
+
+def _refuse(error: OSError) -> NoReturn:
+    raise DatasetError(f"{error.filename} can't be opened ({error.strerror}); expected a folder to read.") from error
 
 
 def free_name(path: Path, taken: set[Path]) -> Path:
     """The picture's path without its suffix, or with it where another one has the same."""
     name = path.with_name(path.stem)
-    if name in taken:
-        name = path.with_name(f"{path.stem}-{path.suffix[1:]}")
+    while name in taken:
+        name = name.with_name(f"{name.name}-{path.suffix[1:]}")
     taken.add(name)
     return name

@@ -32,6 +32,9 @@ def test_options_come_from_a_file_and_the_command_line_wins(data, tmp_path, caps
     assert "32x64 pixels" in said
     assert "coreset_size 20" in said
     assert "strides [8, 16]" in said
+    config.write_text("[model]\ncoreset_size = 10\n")
+    assert call("fit", "patchcore", data, "--config", config, "--out", file) == command.FAILED
+    assert "has a table [model]; expected option names" in capsys.readouterr().err
 
 
 def test_an_option_that_does_not_exist_is_refused(data, tmp_path, capsys):

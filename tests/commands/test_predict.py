@@ -1,9 +1,14 @@
 import json
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
+import pytest
 
 from blemish import command
+from blemish.errors import DatasetError
+from blemish.predictions import find_pictures, free_name
 from shell import call
 
 
@@ -40,6 +45,29 @@ def test_an_earlier_run_and_masks_are_no_pictures_to_predict(artifact, data, tmp
     for _ in range(2):
         assert call("predict", artifact, folder, "--out-dir", folder / "found") == 0
         assert "32 pictures:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("above", [False, True])
+def test_results_may_lie_beside_the_pictures(artifact, data, tmp_path, capsys, above):
+    folder = tmp_path / "new"
+    shutil.copytree(data / "cloth/test/good", folder)
+    out = tmp_path if above else folder
+    for _ in range(2):
+        assert call("predict", artifact, folder, "--out-dir", out) == 0
+        assert "6 pictures:" in capsys.readouterr().out
+    assert len(list((out / "overlays").iterdir())) == 6
+
+
+def test_a_picture_that_is_named_twice_is_scored_once(artifact, data, tmp_path, capsys, monkeypatch):
+    shutil.copytree(data / "cloth/test/good", tmp_path / "new")
+    monkeypatch.chdir(tmp_path)
+    assert call("predict", artifact, "new/003.png", "./new/003.png", tmp_path / "new/003.png", "new/../new") == 0
+    assert "6 pictures:" in capsys.readouterr().out
+
+
+def test_no_picture_at_all_is_status_2(artifact, capsys):
+    assert call("predict", artifact) == command.FAILED
+    assert "no pictures are named" in capsys.readouterr().err
 
 
 def test_nothing_that_can_be_read_is_status_2(artifact, tmp_path, capsys):
@@ -92,3 +120,34 @@ def test_a_pattern_that_fits_nothing_is_status_2(artifact, data, capsys):
     pattern = "(?P<part>x+)_C(?P<view>y)"
     assert call("predict", artifact, data / "cloth/test/good", "--view-pattern", pattern) == command.FAILED
     assert "fits none of the 6 pictures; it was tried on 000.png, 001.png, 002.png" in capsys.readouterr().err
+
+
+def test_links_to_folders_are_followed_and_hidden_folders_passed_over(tmp_path):
+    for name in ("line/a.png", "elsewhere/b.png", "line/.trash/c.png", "line/d.png/e.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "line/linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "line/round").symlink_to(tmp_path / "line")
+    found = [path.relative_to(tmp_path).as_posix() for path in find_pictures([tmp_path / "line"])]
+    assert found == ["line/a.png", "line/d.png/e.jpg", "line/linked/b.png"]
+
+
+def test_a_folder_that_cannot_be_opened_is_named(tmp_path, monkeypatch):
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "a.png").touch()
+    scandir = os.scandir
+
+    def guarded(place):
+        if str(place).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(place))
+        return scandir(place)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    with pytest.raises(DatasetError, match="closed can't be opened .Permission denied"):
+        find_pictures([tmp_path])
+
+
+def test_no_two_pictures_get_one_name():
+    taken = set()
+    pictures = ["a-png.png", "a.jpg", "a.png", "a.PNG", "b/a.png"]
+    assert len({free_name(Path(name), taken) for name in pictures}) == len(pictures)

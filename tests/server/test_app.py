@@ -2,6 +2,7 @@ import asyncio
 import base64
 import io
 import json
+import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -11,12 +12,13 @@ import pytest
 from PIL import Image
 from sqlalchemy import event
 
+from blemish.errors import RecordError
 from blemish.server import Limits, Record
 from blemish.server.app import PAGE
 from blemish.types import Calibration, Prediction
 from served import SCORES, artifact, bomb, brightness, client, picture, tiff_bomb
 
-TOKEN = "open sesame"  # noqa: S105 - of a test
+TOKEN, GERMAN = "open sesame", "öffne dich"
 
 
 @pytest.fixture
@@ -159,6 +161,7 @@ def test_several_artifacts_are_told_apart_by_name(tmp_path):
         ("/predict?file=" + "a" * 301, picture(), 422, "at most 300 characters"),
         ("/predict?file=a%0Ab", picture(), 422, "can be printed"),
         ("/predict/batch", b"hello", 415, "multipart/form-data"),
+        (f"/records/{2**63}/verdict", b'{"verdict": "good"}', 404, f"no record {2**63}"),
         ("/predict/../../etc/passwd", b"", 404, "nothing at"),
         ("/page/../app.py", b"", 404, ""),
         ("/records/1/verdict", b'{"verdict": "good"}', 404, "no record 1"),
@@ -203,10 +206,14 @@ def test_a_token_is_needed_where_one_is_set(tmp_path):
         assert server.get("/").status_code == 200
     with client(tmp_path, token=TOKEN) as server:
         assert server.get("/model", headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 200
+    with client(tmp_path, token=GERMAN) as server:
+        for token, status in ((GERMAN.encode(), 200), (b"offne dich", 401), (b"\xff", 401)):
+            assert server.get("/model", headers={"Authorization": b"Bearer " + token}).status_code == status
 
 
 def test_pages_of_other_sites_are_turned_away(server):
-    assert server.get("/model", headers={"Host": "evil.example"}).status_code == 403
+    for strange in ({"Host": "evil.example"}, {"Host": "[::1"}, {"Origin": "http://["}):
+        assert server.get("/model", headers=strange).status_code == 403
     origin = {"Origin": "http://evil.example"}
     assert server.post("/predict", content=picture(), headers=origin).status_code == 403
     assert server.get("/records").json()["records"] == []
@@ -365,6 +372,40 @@ def test_filters_that_do_not_fit_are_refused(server, query):
     answer = server.get(f"/records?{query}")
     assert answer.status_code == 422
     assert query.partition("=")[0] in answer.json()["error"]
+
+
+def test_a_number_that_no_database_knows_is_no_record(server):
+    assert server.get(f"/records/{10**30}").status_code == 404
+
+
+def test_a_form_for_one_picture_is_sent_to_the_right_place(server):
+    answer = server.post("/predict", files=views(20))
+    assert (answer.status_code, "/predict/batch" in answer.json()["error"]) == (415, True)
+
+
+def test_a_watched_picture_waits_for_a_lost_record(tmp_path, monkeypatch):
+    monkeypatch.setattr("blemish.server.watch.EVERY", 0.01)
+    record, refused = Record(str(tmp_path / "r.sqlite")), []
+    rows = record.rows
+
+    def sometimes(query=None):
+        if len(refused) < 3:
+            refused.append(query)
+            raise RecordError("the database is locked")
+        return rows(query)
+
+    monkeypatch.setattr(record, "rows", sometimes)
+    watched = tmp_path / "watched"
+    (watched / "folder.png").mkdir(parents=True)
+    os.mkfifo(watched / "pipe.png")
+    (watched / "a.png").write_bytes(picture())
+    with client(tmp_path, record=record, watch=watched) as server:
+        for _ in range(200):
+            if server.get("/metrics").text.count('blemish_pictures_total{decision="good"'):
+                break
+            time.sleep(0.02)
+        assert len(refused) == 3
+        assert [row["file"] for row in server.get("/records").json()["records"]] == ["a.png"]
 
 
 def test_without_a_record_there_is_none(tmp_path):

@@ -64,7 +64,8 @@ class Serve:
         )
         if self.watch is not None and not self.watch.is_dir():
             raise ConfigError(f"--watch {self.watch} is not a folder; name one that pictures are put into.")
-        token, local = self.token or os.environ.get(TOKEN, ""), self.host in LOCAL
+        token = (self.token or os.environ.get(TOKEN, "")).strip()  # as headers are
+        local = self.host in LOCAL
         served = self._load()
         record = None if self.record == "none" else Record(self.record)
         options = Options(limits=limits, token=token, local=local, keep=self.keep, watch=self.watch)

@@ -128,6 +128,10 @@ class _Server:
 
     async def predict(self, request: Request) -> JSONResponse:
         inspector, asked = self._asked(request, ("part", "file"))
+        if _is_form(request):
+            raise RequestError(
+                "expected the bytes of one picture (curl --data-binary @picture.png); forms go to /predict/batch.", 415
+            )
         content = await request.body()  # before there is room for it: slow clients must not take it all
         with self._desk.room.take():
             found = await inspector.inspect(content, asked)
@@ -135,7 +139,7 @@ class _Server:
 
     async def predict_batch(self, request: Request) -> JSONResponse:
         inspector, asked = self._asked(request, ("part",))
-        if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+        if not _is_form(request):
             raise RequestError("expected multipart/form-data with a file for each picture.", 415)
         most = self._desk.limits.waiting
         _check_whole(await request.body(), request.headers["content-type"])
@@ -273,6 +277,10 @@ def _refuse_unknown(values: Mapping[str, str], known: Sequence[str]) -> None:
     for name in values:
         if name not in known:
             raise RequestError(not_among("parameter", name[:100], known), 422)
+
+
+def _is_form(request: Request) -> bool:
+    return request.headers.get("content-type", "").startswith("multipart/form-data")
 
 
 def _check_whole(form: bytes, content_type: str) -> None:

@@ -8,7 +8,7 @@ import asyncio
 import hmac
 import time
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.datastructures import Headers
@@ -114,15 +114,15 @@ class Gate:
     def _admit(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
         host = headers.get("host", "")
-        if self._local and urlsplit(f"//{host}").hostname not in LOCAL:
+        if self._local and _split(f"//{host}").hostname not in LOCAL:
             raise RequestError(f'the host "{host[:100]}" is not this machine; use http://127.0.0.1.', 403)
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and _split(origin).netloc != host:
             raise RequestError(f'a page of "{origin[:100]}" may not use this server; open its own page at /.', 403)
         path = scope["path"]
         if self._token and path != "/" and not path.startswith(FREE):
             given = headers.get("authorization", "").removeprefix("Bearer ")
-            if not hmac.compare_digest(given.encode(), self._token.encode()):
+            if not hmac.compare_digest(given.encode("latin-1"), self._token.encode()):  # as it came, in bytes
                 raise RequestError("the token is missing or wrong; send the header Authorization: Bearer TOKEN.", 401)
         length = headers.get("content-length", "0")
         if length.isdigit() and int(length) > self._limits.max_bytes:
@@ -157,6 +157,14 @@ class _Body:
 
     def release(self) -> None:
         self._held.taken -= self._size
+
+
+def _split(url: str) -> SplitResult:
+    """The pieces of a URL, which a stranger wrote; empty ones if it is none."""
+    try:
+        return urlsplit(url)
+    except ValueError:
+        return SplitResult("", "", "", "", "")
 
 
 def _too_large(limits: Limits) -> RequestError:

@@ -198,7 +198,7 @@ class Record:
             RecordError: the database can't be read.
         """
         with self._named("read"), Session(self._engine) as session:
-            return session.get(Inspection, number)
+            return _row(session, number)
 
     def judge(self, number: int, verdict: Verdict | None) -> Inspection | None:
         """The row after a person has said what the part really is (None takes it back); None if there is no such row.
@@ -207,7 +207,7 @@ class Record:
             RecordError: the database can't be written.
         """
         with self._named("written"), Session(self._engine, expire_on_commit=False) as session:
-            row = session.get(Inspection, number)
+            row = _row(session, number)
             if row is not None:
                 row.verdict = verdict
                 row.verdict_time = None if verdict is None else datetime.now(UTC)
@@ -238,6 +238,10 @@ class Record:
             raise RecordError(
                 f"the record {self.name} can't be {done} ({cause}); see to the database, or choose another --record."
             ) from error
+
+
+def _row(session: Session, number: int) -> Inspection | None:
+    return session.get(Inspection, number) if number < 2**63 else None  # no database counts further
 
 
 def to_csv(rows: Sequence[Inspection]) -> str:

@@ -3,10 +3,11 @@
 import asyncio
 import hashlib
 import logging
+import stat
 from pathlib import Path
 
 from blemish import images
-from blemish.errors import BlemishError, RequestError
+from blemish.errors import BlemishError, RecordError, RequestError
 from blemish.server.inspector import Asked, Desk, Inspector
 from blemish.server.record import Query
 
@@ -47,10 +48,11 @@ class Watcher:
     def _states(self) -> dict[Path, tuple[int, int]]:
         states = {}
         for path in sorted(self.folder.rglob("*")):
-            # A link must not make the server read what lies elsewhere.
-            if images.is_picture(path) and not path.is_symlink():
-                status = path.stat()
-                states[path] = (status.st_mtime_ns, status.st_size)
+            if images.is_picture(path):
+                status = path.lstat()
+                # A link must not make the server read what lies elsewhere, nor a pipe make it wait.
+                if stat.S_ISREG(status.st_mode):
+                    states[path] = (status.st_mtime_ns, status.st_size)
         return states
 
     async def _inspect(self, path: Path) -> bool:
@@ -60,13 +62,14 @@ class Watcher:
             if path.stat().st_size > self._desk.limits.max_bytes:
                 raise RequestError(f"{name} has more than {self._desk.limits.max_megabytes:g} MB.", 413)
             content = await asyncio.get_running_loop().run_in_executor(None, path.read_bytes)
-            if self._is_recorded(name, content):
+            if await asyncio.to_thread(self._is_recorded, name, content):
                 return True
             with self._desk.room.take():
                 found = await self._inspector.inspect(content, Asked(file=name))
         except (BlemishError, OSError) as error:
             _LOG.warning("%s was not inspected: %s", name, error)
-            return not (isinstance(error, RequestError) and error.status in (429, 503))
+            is_busy = isinstance(error, RequestError) and error.status in (429, 503)
+            return not (is_busy or isinstance(error, RecordError))
         if "error" in found:
             _LOG.error("%s is %s, %s", name, found["decision"], found["error"])
             return False
