@@ -10,7 +10,7 @@ A block is done when its Parquet file is there, which comes last and whole.
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,18 +54,17 @@ class Job:
             write_text(written, json.dumps(about, indent=2) + "\n")
         return cls(folder)
 
-    def done(self, count: int) -> set[int]:
-        """The numbers, below `count`, of the blocks that are done; damaged parts are done anew."""
-        found = set()
-        for number in range(count):
-            if self._rows(number).exists():
-                try:
-                    self.rows(number)
-                    found.add(number)
-                except OutputError as error:
-                    note(f"{error} It is done anew.")
-                    self.drop(number)
-        return found
+    def has(self, number: int) -> bool:
+        """Whether a block is done; a damaged part is taken out, to be done anew."""
+        if not self._rows(number).exists():
+            return False
+        try:
+            self.rows(number)
+        except OutputError as error:
+            note(f"{error} It is done anew.")
+            self.drop(number)
+            return False
+        return True
 
     def write(self, number: int, contents: Mapping[str, bytes]) -> None:
         """Keeps what a block came to."""
@@ -118,9 +117,12 @@ def pack(rows: Sequence[Mapping[str, Any]]) -> bytes:
     return written.getvalue()
 
 
-def fingerprint(values: object) -> str:
-    """A short hash of what can be written as text."""
-    return hashlib.sha256(repr(values).encode("utf-8", "surrogateescape")).hexdigest()[:24]
+def fingerprint(texts: Iterable[str]) -> str:
+    """A short hash of texts in their order."""
+    found = hashlib.sha256()
+    for text in texts:
+        found.update(text.encode("utf-8", "surrogateescape") + b"\0")
+    return found.hexdigest()[:24]
 
 
 def _check_same(folder: Path, there: Mapping[str, str], here: Mapping[str, str]) -> None:

@@ -1,10 +1,11 @@
 """What `blemish predict` leaves behind: JSON lines, overlays, raw maps."""
 
+import hashlib
 import io
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import numpy as np
@@ -36,42 +37,68 @@ def find_pictures(places: Sequence[Path], out_dir: Path | None = None) -> list[P
     Raises:
         DatasetError: a place does not exist, or there is no picture in any.
     """
-    found: list[Path] = []
+    found = list(look_through(places, out_dir))
+    if not found:
+        raise nothing_in(places)
+    return found
+
+
+def nothing_in(places: Sequence[Path]) -> DatasetError:
+    """What to say where no place has a picture."""
+    names = ", ".join(map(name_of, places))
+    return DatasetError(f"{names}: no pictures there; expected files ending in {', '.join(sorted(images.SUFFIXES))}.")
+
+
+def look_through(places: Sequence[Path], out_dir: Path | None = None) -> Iterator[Path]:
+    """The pictures of `find_pictures` as they are found, if there are any.
+
+    Raises:
+        DatasetError: a place does not exist.
+    """
     for place in places:
         if is_address(place):
             raise ConfigError(f"{name_of(place)} is in an object store, which --engine ray reads; add that.")
         if not place.exists():
             raise DatasetError(f"{place} does not exist; expected pictures, or folders of pictures.")
-        if place.suffix.lower() in LISTS and place.is_file():
-            found += listed(place)
-        else:
-            found += _below(place, out_dir) if place.is_dir() else [place]
-    if not found:
-        names = ", ".join(str(place) for place in places)
-        raise DatasetError(
-            f"{names}: no pictures there; expected files ending in {', '.join(sorted(images.SUFFIXES))}."
-        )
-    return list(dict.fromkeys(found))
+    if len(places) == 1 and places[0].is_dir():
+        return _below(places[0], out_dir)  # each once
+    return once(path for place in places for path in _in(place, out_dir))
 
 
-def listed(manifest: Path) -> list[Path]:
+def _in(place: Path, out_dir: Path | None) -> Iterator[Path]:
+    if place.suffix.lower() in LISTS and place.is_file():
+        return listed(place)
+    return _below(place, out_dir) if place.is_dir() else iter([place])
+
+
+def once(paths: Iterable[Path]) -> Iterator[Path]:
+    """The paths, each the first time that it comes; of each a hash is remembered."""
+    seen: set[bytes] = set()
+    for path in paths:
+        key = hashlib.blake2b(os.fsencode(path), digest_size=16).digest()
+        if key not in seen:
+            seen.add(key)
+            yield path
+
+
+def listed(manifest: Path) -> Iterator[Path]:
     """The pictures that a manifest names.
 
     Raises:
         DatasetError: it can't be read, or a picture is not where it says.
     """
     find = Finder(manifest.parent)
-    return [find(row.get("path", ""), place) for place, row in read_rows(manifest, PICTURE)]
+    return (find(row.get("path", ""), place) for place, row in read_rows(manifest, PICTURE))
 
 
-def samples_of(pictures: Sequence[Path], category: str = "", views: Views | None = None) -> list[Sample]:
-    """Pictures without labels, joined to parts.
+def samples_of(pictures: Iterable[Path], category: str = "", views: Views | None = None) -> Iterable[Sample]:
+    """Pictures without labels, joined to parts; as they are asked for, where nothing joins them.
 
     Raises:
         DatasetError: they can't be joined like that.
     """
-    samples = [Sample(path=path, category=category, split="test", is_anomalous=None) for path in pictures]
-    return (views or Views()).join(samples)
+    samples = (Sample(path=path, category=category, split="test", is_anomalous=None) for path in pictures)
+    return views.join(list(samples)) if views is not None and views.pattern else samples
 
 
 def predict(
@@ -96,7 +123,7 @@ def predict(
     Raises:
         DatasetError: they can't be joined like that.
     """
-    samples = samples_of(pictures, category, views)
+    samples = list(samples_of(pictures, category, views))
     return iter(track(judge(predictor, samples, failures, policy), "Predict", len(samples)))
 
 
@@ -193,16 +220,26 @@ def counted(counts: "Counter[Decision]", noun: str = "pictures") -> str:
     return f"{total} {noun}: {counts['defective']} defective, {review}{counts['good']} good.{hidden}"
 
 
-def _below(folder: Path, out_dir: Path | None) -> list[Path]:
+def _below(folder: Path, out_dir: Path | None) -> Iterator[Path]:
     """The pictures in a folder and its folders, without masks and without what we wrote ourselves."""
     own = None if out_dir is None else out_dir.resolve()
-    found = []
-    for path in folder.rglob("*"):
+    for path in _files_below(folder):
         inside = path.relative_to(folder).parts[:-1]
         is_mask = any(part.lower() in MASK_FOLDERS for part in inside)
         if images.is_picture(path) and not is_mask and (own is None or not path.resolve().is_relative_to(own)):
-            found.append(path)
-    return sorted(found)
+            yield path
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """What is in a folder and its folders, in the order of paths; links to folders are not followed."""
+    names: list[tuple[str, bool]] = []
+    with suppress(PermissionError), os.scandir(folder) as entries:
+        names = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
+    for name, is_folder in names:
+        if is_folder:
+            yield from _files_below(folder / name)
+        else:
+            yield folder / name
 
 
 def free_name(path: Path, taken: set[Path]) -> Path:

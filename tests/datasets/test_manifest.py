@@ -222,8 +222,8 @@ def test_a_changed_manifest_is_read_again(tmp_path: Path) -> None:
 
 def test_many_categories_parse_the_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reads = []
-    original = Path.read_text
-    monkeypatch.setattr(Path, "read_text", lambda self, *a, **k: reads.append(self) or original(self, *a, **k))
+    original = Path.open
+    monkeypatch.setattr(Path, "open", lambda self, *a, **k: reads.append(self) or original(self, *a, **k))
     rows = "".join(f"g{i}.png,c{i}\n" for i in range(5))
     data: Dataset = open_dataset("manifest", write(tmp_path, f"path,category\n{rows}"))
     assert len(data.categories) == 5
