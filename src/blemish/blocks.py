@@ -25,7 +25,7 @@ from blemish.errors import ConfigError, DatasetError, MetricError, OutputError
 from blemish.jobs import ROWS, STATE, Job, fingerprint, pack
 from blemish.judging import Judged, Scored, from_line, judge
 from blemish.metric import Evaluation, Mode, Options
-from blemish.objects import Store, is_address, name_of, open_store, shadow
+from blemish.objects import Store, is_address, name_of, open_store, shadow, unreachable
 from blemish.packed import Packed, sample_from, sample_line
 from blemish.parts import whole_parts
 from blemish.progress import Bar, bar
@@ -104,7 +104,7 @@ def _listed(store: Store) -> Iterator[Path]:
         try:
             copy.write_bytes(store.read(store.base))
         except OSError as error:
-            raise DatasetError(f"{store.address} can't be read ({error}); expected a manifest.") from error
+            raise unreachable(store.address, error) from error
         for place, row in read_rows(copy, PICTURE):
             name = row.get("path", "")
             path = Path(os.path.normpath(folder / name))

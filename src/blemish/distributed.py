@@ -226,7 +226,7 @@ class Averaging:
             return
         import torch.distributed as group
 
-        self._group = group.new_group()
+        self._group: Any = group.new_group()
         self._buckets = list(_buckets(reversed(parameters)))
         self._place = {id(each): place for place, bucket in enumerate(self._buckets) for each in bucket}
 

@@ -73,6 +73,8 @@ def spread(
     first = list(islice(waiting, 1))
     if not first:
         return
+    _check_answers(cluster.address)
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")  # read when Ray is loaded
     import ray
 
     was_running = ray.is_initialized()
@@ -163,13 +165,23 @@ def _files(row: Mapping[str, Any]) -> Files:
     return found
 
 
+def _check_answers(address: str) -> None:
+    """Nothing, if somebody answers at HOST:PORT: Ray itself is slow to load, tries for long, and ends the process."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        try:
+            socket.create_connection((host, int(port)), REACHED_IN).close()
+        except (OSError, OverflowError) as error:
+            raise _unreachable(address, error) from error
+
+
 def _connect(cluster: Cluster) -> None:
+    # Each actor computes with the threads it was given, and nobody reads what Ray says of itself.
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     import ray
 
     if ray.is_initialized():
         return
-    # Each actor computes with the threads it was given, and nobody reads what Ray says of itself.
-    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     logging.getLogger("ray").setLevel(logging.ERROR)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
@@ -178,16 +190,17 @@ def _connect(cluster: Cluster) -> None:
     else:
         options |= {"address": "local", "include_dashboard": False}
     try:
-        host, _, port = cluster.address.removeprefix("ray://").rpartition(":")
-        if host and port.isdigit():  # Ray itself tries for minutes, and then ends the process
-            socket.create_connection((host, int(port)), REACHED_IN).close()
         ray.init(**options)
-    except (OSError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ConfigError(
-            f'no Ray cluster can be reached at "{cluster.address or "local"}" ({reason}); start one with ray start '
-            "--head or ray up, give its address with --address, or leave --address out to use this machine alone."
-        ) from error
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
+        raise _unreachable(cluster.address, error) from error
+
+
+def _unreachable(address: str, error: Exception) -> ConfigError:
+    reason = " ".join(str(error).split())[:300]
+    return ConfigError(
+        f'no Ray cluster can be reached at "{address or "local"}" ({reason}); start one with ray start --head or '
+        "ray up, give its address with --address, or leave --address out to use this machine alone."
+    )
 
 
 def _size(cluster: Cluster, there: Mapping[str, float]) -> tuple[int, dict[str, float]]:
