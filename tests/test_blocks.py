@@ -201,6 +201,9 @@ def test_damaged_parts_are_done_anew(artifact, data, tmp_path, capsys, blocks):
     call(*score, "--json", tmp_path / "third.json")
     assert blocks == [1, 2]
     assert len({(tmp_path / f"{name}.json").read_bytes() for name in ("first", "second", "third")}) == 1
+    (tmp_path / "parts/job.json").write_text("{")
+    assert call(*score) == command.FAILED
+    assert "job.json is damaged" in capsys.readouterr().err
 
 
 def test_parts_of_another_artifact_are_not_mixed_in(artifact, data, tmp_path, capsys, blocks):

@@ -74,7 +74,6 @@ def spread(
     if not first:
         return
     _check_answers(cluster.address)
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")  # read when Ray is loaded
     import ray
 
     was_running = ray.is_initialized()
@@ -179,6 +178,7 @@ def _connect(cluster: Cluster) -> None:
     # Each actor computes with the threads it was given, and nobody reads what Ray says of itself.
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     import ray
+    import ray.data  # before, because it decides anew what is said
 
     if ray.is_initialized():
         return

@@ -49,7 +49,7 @@ class Job:
         """
         written = folder / _ABOUT
         if written.exists():
-            _check_same(folder, json.loads(written.read_text("utf-8")), about)
+            _check_same(folder, _read_about(written), about)
         else:
             write_text(written, json.dumps(about, indent=2) + "\n")
         return cls(folder)
@@ -123,6 +123,16 @@ def fingerprint(texts: Iterable[str]) -> str:
     for text in texts:
         found.update(text.encode("utf-8", "surrogateescape") + b"\0")
     return found.hexdigest()[:24]
+
+
+def _read_about(file: Path) -> dict[str, str]:
+    try:
+        return {str(name): str(value) for name, value in json.loads(file.read_text("utf-8")).items()}
+    except (OSError, ValueError, AttributeError) as error:
+        raise OutputError(
+            f"{file} is damaged ({error}), so that nobody knows whose parts those are; delete {file.parent}, or name "
+            "another folder with --parts."
+        ) from error
 
 
 def _check_same(folder: Path, there: Mapping[str, str], here: Mapping[str, str]) -> None:
