@@ -1,14 +1,18 @@
 """How fast and how large Blemish is on Ray and with several training processes, and whether results are the same.
 
     python benchmarks/scale.py part.blemish DATA [--pictures 2000,20000] [--actors 1,2] [--out scale]
-    python benchmarks/scale.py --only train DATA [--processes 2]
+    python benchmarks/scale.py --only train DATA [--processes 2] [--fit "--preset tiny --steps 40"]
 
 DATA is a labelled dataset, whose test pictures are repeated by a manifest until there are enough. For
 each number of pictures and each engine (local, Ray with so many actors), prints pictures a second, the
-largest memory of the driver and of the actors, and whether all metrics are those of the local engine.
-Then: how long 100 metric states take to merge; what becomes of a job whose actor, and whose driver, is
-killed (kill -9) in the middle; and the time of a training step of one process and of several that
-share its batches, with the largest difference of what they say of the test pictures.
+largest memory of the driver and of the actors, and whether all metrics are those of the local engine;
+then the rate and the driver's memory a picture without what a start takes, from the least and the most
+pictures. Then: how long 100 metric states of the largest run take to merge; what becomes of a job whose
+actor, and whose driver, is killed (kill -9) in the middle; and the time of a training step of one
+process and of several that share its batches, with the largest difference of what they say of the test
+pictures.
+
+Memory is the largest resident set (VmHWM), which counts what processes share in each of them.
 """
 
 import argparse
@@ -22,6 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +35,8 @@ import psutil
 from safetensors import safe_open
 
 from blemish import load, open_dataset
-from blemish.metric import Evaluation
+from blemish.blocks import Predicted
+from blemish.jobs import Job
 from blemish.types import Sample
 
 BLOCK = 128
@@ -81,15 +87,22 @@ def run(words: Sequence[object], watch: Callable[[psutil.Process], bool] | None 
     with tempfile.TemporaryFile("w+") as said:
         process = psutil.Popen([sys.executable, "-m", "blemish", *map(str, words)], stdout=said, stderr=said)
         while process.poll() is None:
-            try:
-                driver = max(driver, process.memory_info().rss)
-                actor = max([actor, *(each.memory_info().rss for each in actors_of(process))])
+            driver = max(driver, peak_of(process.pid))
+            with suppress(psutil.NoSuchProcess):
+                actor = max([actor, *(peak_of(each.pid) for each in actors_of(process))])
                 is_done = is_done or watch is None or watch(process)
-            except psutil.NoSuchProcess:
-                pass
             time.sleep(0.2)
         said.seek(0)
         return Run(time.perf_counter() - start, process.returncode, driver, actor, said.read())
+
+
+def peak_of(process: int) -> int:
+    """The largest memory of a process so far, in bytes; 0 if it has ended."""
+    try:
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process}/status").read_text())
+    except OSError:
+        return 0
+    return 1024 * int(found[1]) if found else 0
 
 
 def actors_of(process: psutil.Process) -> list[psutil.Process]:
@@ -117,21 +130,35 @@ def figures(file: Path) -> object:
 
 def rates(artifact: Path, data: Path, options: argparse.Namespace) -> None:
     """Prints a line for each number of pictures and engine."""
-    print("| pictures | engine | pictures/s | driver MB | actor MB | metrics |\n|---|---|---|---|---|---|")
+    say("| pictures | engine | seconds | pictures/s | driver MB | actor MB | metrics |\n|---|---|---|---|---|---|---|")
+    runs: dict[str, dict[int, Run]] = {}
     for count in options.pictures:
         place, expected = repeated(data, count, options.out), None
         for actors in (0, *options.actors):
-            file = options.out / "report.json"
-            ray = ("--engine", "ray", "--actors", actors, "--block", BLOCK) if actors else ()
+            file, parts = options.out / f"report-{count}-{actors}.json", parts_of(options, count, actors)
+            shutil.rmtree(parts, ignore_errors=True)
+            ray = ("--engine", "ray", "--actors", actors, "--block", BLOCK, "--parts", parts) if actors else ()
             took = score(artifact, place, file, *ray)
-            if took.status == 2:
-                print(took.said)
+            if took.status:
+                say(f"status {took.status}: {took.said}")
                 continue
             expected = expected or figures(file)
             same = "equal" if figures(file) == expected else "DIFFERENT"
-            name = f"ray, {actors} actors" if actors else "local"
+            name = {0: "local", 1: "ray, 1 actor"}.get(actors, f"ray, {actors} actors")
+            runs.setdefault(name, {})[count] = took
             megabytes = f"{took.driver / 1e6:.0f} | {took.actor / 1e6:.0f}"
-            print(f"| {count} | {name} | {count / took.seconds:.1f} | {megabytes} | {same} |")
+            seconds = f"{took.seconds:.1f} | {count / took.seconds:.1f}"
+            say(f"| {count} | {name} | {seconds} | {megabytes} | {same} |")
+    for name, took_by in runs.items():
+        (few, first), (many, last) = min(took_by.items()), max(took_by.items())
+        if few < many and first.seconds < last.seconds:
+            rate, growth = (many - few) / (last.seconds - first.seconds), (last.driver - first.driver) / (many - few)
+            say(f"{name}: {rate:.1f} pictures/s without the start, {growth:.0f} bytes of the driver a picture")
+
+
+def parts_of(options: argparse.Namespace, count: int, actors: int) -> Path:
+    """Where the parts of a run are kept."""
+    return Path(options.out / f"parts-{count}-{actors}")
 
 
 def kills(artifact: Path, data: Path, options: argparse.Namespace) -> None:
@@ -141,53 +168,45 @@ def kills(artifact: Path, data: Path, options: argparse.Namespace) -> None:
     score(artifact, place, expected_file)
     ray = ("--engine", "ray", "--actors", max(options.actors), "--block", BLOCK, "--parts", parts)
 
-    def half_done() -> bool:
-        return len(list(parts.glob("*.parquet"))) >= options.pictures[0] // BLOCK // 2
+    def actor_of(process: psutil.Process) -> psutil.Process | None:
+        return next(iter(actors_of(process)), None)
 
-    def kill_actor(process: psutil.Process) -> bool:
-        if half_done() and (actors := actors_of(process)):
-            actors[0].send_signal(signal.SIGKILL)
-            return True
-        return False
-
-    def kill_driver(process: psutil.Process) -> bool:
-        if half_done():
-            process.send_signal(signal.SIGKILL)
-            return True
-        return False
-
-    for name, watch in (("actor", kill_actor), ("driver", kill_driver)):
+    for name, choose in (("actor", actor_of), ("driver", lambda process: process)):
         shutil.rmtree(parts, ignore_errors=True)
-        took = score(artifact, place, file, *ray, watch=watch)
-        there = {path: path.stat().st_mtime_ns for path in parts.glob("*.parquet")}
-        if took.status not in (0, 1):
+        there: dict[Path, int] = {}
+
+        def kill(process: psutil.Process, choose: Callable = choose, there: dict[Path, int] = there) -> bool:
+            found = {path: path.stat().st_mtime_ns for path in parts.glob("[0-9]*.parquet")}
+            victim = choose(process) if len(found) >= options.pictures[0] // BLOCK // 2 else None
+            if victim is None:
+                return False
+            victim.send_signal(signal.SIGKILL)
+            there |= found
+            return True
+
+        took = score(artifact, place, file, *ray, watch=kill)
+        if took.status:
             score(artifact, place, file, *ray)
         again = sum(path.stat().st_mtime_ns != when for path, when in there.items())
         same = "equal" if figures(file) == figures(expected_file) else "DIFFERENT"
-        parts_said = f"{len(there)} parts were done, {again} of them again"
-        print(f"kill -9 of the {name}: status {took.status}, {parts_said}, metrics {same}")
+        said = f"{len(there)} parts were done, {again} of them again"
+        say(f"kill -9 of the {name}: status {took.status}, {said}, metrics {same}")
 
 
 def merging(options: argparse.Namespace, states: int = 100) -> None:
-    """How long states take to merge: made of random maps, each of another picture."""
-    folder = options.out / "states"
-    folder.mkdir(exist_ok=True)
-    draw = np.random.default_rng(0)
-    for number in range(states):
-        evaluation = Evaluation("streaming")
-        for picture in range(8):
-            name, values = Path(f"{number}-{picture}"), draw.gamma(2.0, size=(256, 256)).astype(np.float32)
-            sample = Sample(path=name, category="c", split="test", is_anomalous=bool(picture % 2))
-            evaluation.add(sample, float(values.max()), values, (values > 8) if picture % 2 else None)
-        evaluation.save(folder / f"{number}.safetensors")
+    """How long states of the largest run take to merge."""
+    job = Job(parts_of(options, max(options.pictures), max(options.actors)))
+    there = [number for number in range(states) if job.state(number).exists()]
     start = time.perf_counter()
-    whole = Evaluation.load(folder / "0.safetensors")
-    for number in range(1, states):
-        whole = whole + Evaluation.load(folder / f"{number}.safetensors")
+    whole = Predicted(job, len(there), is_kept=True).evaluation()
     seconds = time.perf_counter() - start
-    whole.save(folder / "whole.safetensors")
-    size = (folder / "whole.safetensors").stat().st_size
-    print(f"{states} states merged in {seconds:.2f} s, to {size / 1e6:.2f} MB")
+    file = options.out / "whole.safetensors"
+    whole.save(file)
+    sizes = sum(job.state(number).stat().st_size for number in there) / 1e6, file.stat().st_size / 1e6
+    say(
+        f"{len(there)} states of {len(whole.paths)} pictures merged in {seconds:.2f} s, {sizes[0]:.2f} MB to "
+        f"{sizes[1]:.2f} MB"
+    )
 
 
 def training(data: Path, options: argparse.Namespace) -> None:
@@ -208,18 +227,29 @@ def training(data: Path, options: argparse.Namespace) -> None:
                 str(count),
                 *start[1:],
             ]
-        words = ["fit", "realnet", data, "--device", "cpu", "--precision", "float32", "--steps", "40", "--out", out]
+        words = [
+            "fit",
+            "realnet",
+            data,
+            "--device",
+            "cpu",
+            "--precision",
+            "float32",
+            *options.fit.split(),
+            "--out",
+            out,
+        ]
         environment = os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count))}
         subprocess.run([*start, *map(str, words)], check=True, capture_output=True, env=environment)
         with safe_open(out, "np") as file:
             header = json.loads(next(value for value in file.metadata().values() if '"blemish_artifact"' in value))
         trained = header["fitted"]["training"]
-        print(f"{count} processes: {trained['seconds'] / trained['step']:.3f} s a step")
+        say(f"{count} processes: {trained['seconds'] / trained['step']:.3f} s a step")
         artifacts.append(out)
     pictures = [sample.path for sample in open_dataset("auto", data).test][:16]
     one, other = (load(file, device="cpu").predict(pictures) for file in artifacts)
     scale = np.abs(one.anomaly_map).max()
-    print(f"largest difference of maps: {np.abs(one.anomaly_map - other.anomaly_map).max() / scale:.2e} of their range")
+    say(f"largest difference of maps: {np.abs(one.anomaly_map - other.anomaly_map).max() / scale:.2e} of their range")
 
 
 def main() -> None:
@@ -230,6 +260,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=_numbers, default=[2000, 20000])
     parser.add_argument("--actors", type=_numbers, default=[1, 2])
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--fit", default="--steps 40", help="options of fit realnet")
     parser.add_argument("--out", type=Path, default=Path("scale"))
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -242,6 +273,11 @@ def main() -> None:
     }
     for name in wanted:
         jobs[name]()
+
+
+def say(text: str) -> None:
+    """Prints at once, for those who wait."""
+    print(text, flush=True)
 
 
 def _numbers(text: str) -> list[int]:

@@ -1,11 +1,17 @@
+import gc
 import json
 from pathlib import Path
 
 import pytest
 
 import textures
-from blemish import cli, command, engine
+from blemish import blocks as judging_blocks
+from blemish import cli, command, engine, predictions
 from blemish.errors import ConfigError
+from blemish.jobs import Job, pack
+from blemish.judging import Region, Scored
+from blemish.packed import PAGE, packed_samples
+from blemish.types import Sample
 from shell import TINY, call
 
 pytest.importorskip("pyarrow", reason="needs blemish[scale]")
@@ -37,8 +43,9 @@ def blocks(monkeypatch) -> list[int]:
     taken: list[int] = []
 
     def here(left, make, shared, cluster):
-        work = make(shared)
-        for number, text in reversed(left):
+        work, waiting = None, list(left)
+        for number, text in reversed(waiting):
+            work = work or make(shared)
             if -len(taken) in taken:
                 raise KeyboardInterrupt
             taken.append(number)
@@ -84,6 +91,73 @@ def test_actors_score_what_one_process_does(artifact, data, tmp_path, capsys, bl
     assert sorted(blocks) == [0, 0, 1, 1, 2, 2]
 
 
+def test_blocks_are_made_as_they_are_asked_for(artifact, data, tmp_path, monkeypatch):
+    made, text_of = [], judging_blocks._text
+
+    def counted(samples, names):
+        made.append(len(samples))
+        return text_of(samples, names)
+
+    def here(left, make, shared, cluster):
+        work = make(shared)
+        for taken, (number, text) in enumerate(left, start=1):
+            assert len(made) == taken
+            yield number, dict(work(text))
+
+    monkeypatch.setattr(judging_blocks, "_text", counted)
+    monkeypatch.setattr(engine, "spread", here)
+    assert call("predict", artifact, data / "cloth/test", "--json-lines", tmp_path / "x", *RAY) == command.SOME_FAILED
+    assert made == [4, 4, 4]
+
+
+@pytest.mark.parametrize("words", [("predict", "cloth/test"), ("score", ".")])
+def test_what_was_found_is_read_once(artifact, data, tmp_path, monkeypatch, blocks, words):
+    read, rows = [], Job.rows
+    monkeypatch.setattr(Job, "rows", lambda self, number: read.append(number) or rows(self, number))
+    assert call(words[0], artifact, data / words[1], *RAY) == command.SOME_FAILED
+    assert read == [0, 1, 2]
+
+
+def test_few_pictures_are_in_memory_at_a_time(tmp_path, monkeypatch):
+    """In the process that was started, however many there are."""
+    alive = []
+
+    def count_alive():
+        kinds = [type(each) for each in gc.get_objects()]
+        alive.append((kinds.count(Sample), kinds.count(Scored)))
+
+    def found(left, make, shared, cluster):
+        for number, text in left:
+            samples, _ = judging_blocks._samples(text)
+            scored = [Scored(str(each.path), 0.5, 0.5, "good", (Region((1, 2, 3, 4), 5, 0.5),)) for each in samples]
+            same = {"image_score": 0.5, "calibrated_score": 0.5, "decision": "good"}
+            content = pack([{"path": row.path, "line": row.line(), **same} for row in scored])
+            del samples, scored
+            count_alive()
+            yield number, {"rows": content}
+
+    def keep(scored):
+        last = []
+        for place, row in enumerate(scored):
+            last = [row]
+            if place % 100 == 0:
+                count_alive()
+        return last
+
+    monkeypatch.setattr(engine, "spread", found)
+    monkeypatch.setattr(judging_blocks, "_contents", lambda _: {"part": b""})
+    count_alive()
+    before = alive.pop()
+    paths = (Path(f"/pictures/{number:07}.png") for number in range(6 * PAGE))
+    samples = packed_samples(predictions.samples_of(paths, "cloth"))
+    place = judging_blocks.Place(block=128, parts=tmp_path / "parts")
+    done = judging_blocks.predict(judging_blocks.Order(tmp_path / "part"), samples, place)
+    assert done.gather(keep, [tmp_path / "lines"]).counts == {"good": 6 * PAGE}
+    assert len(alive) > 24
+    assert max(seen for seen, _ in alive) - before[0] <= 2 * PAGE + 128
+    assert max(seen for _, seen in alive) - before[1] <= 2
+
+
 def test_views_of_a_part_stay_together(artifact, data, tmp_path, capsys, blocks):
     pattern = ("--view-pattern", r"(?P<part>good/00[012]|good/00[45]|blob/00)(?P<view>)")
     for name, options in (("one", ()), ("several", RAY)):
@@ -127,6 +201,9 @@ def test_damaged_parts_are_done_anew(artifact, data, tmp_path, capsys, blocks):
     call(*score, "--json", tmp_path / "third.json")
     assert blocks == [1, 2]
     assert len({(tmp_path / f"{name}.json").read_bytes() for name in ("first", "second", "third")}) == 1
+    (tmp_path / "parts/job.json").write_text("{")
+    assert call(*score) == command.FAILED
+    assert "job.json is damaged" in capsys.readouterr().err
 
 
 def test_parts_of_another_artifact_are_not_mixed_in(artifact, data, tmp_path, capsys, blocks):

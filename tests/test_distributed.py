@@ -101,6 +101,59 @@ def test_a_budget_of_time_ends_for_all_at_the_same_step(made):
     assert steps[0] == steps[1] > 0
 
 
+@pytest.fixture
+def sent(monkeypatch) -> list[str]:
+    """This process is one of two that have the same gradients; grows by what is sent and what comes."""
+    log: list[str] = []
+
+    class Sending:
+        def wait(self) -> None:
+            log.append("waited")
+
+    def all_reduce(value, group=None, async_op=False):
+        value.mul_(2)
+        log.append("sent" if async_op else "told")
+        return Sending()
+
+    monkeypatch.setattr(distributed, "_joined", [distributed._Place(0, 2)])
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    monkeypatch.setattr(torch.distributed, "new_group", lambda: None)
+    one_each = distributed._buckets
+    monkeypatch.setattr(distributed, "_buckets", lambda tensors: one_each(tensors, 1))
+    return log
+
+
+def test_gradients_are_sent_while_earlier_layers_are_computed(sent):
+    module = torch.nn.Sequential(*(torch.nn.Linear(4, 4, bias=False) for _ in range(3)))
+    for place, layer in enumerate(module):
+        layer.weight.register_post_accumulate_grad_hook(lambda _, place=place: sent.append(f"layer {place}"))
+    averaging = distributed.Averaging(list(module.parameters()))
+    picture = torch.ones(1, 4)
+    with averaging.during(is_last=False):
+        module(picture).sum().backward()
+    assert sent == ["layer 2", "layer 1", "layer 0"]
+    alone = [parameter.grad.clone() for parameter in module.parameters()]
+    del sent[:]
+    with averaging.during():
+        module(picture).sum().backward()
+    assert sent == ["layer 2", "sent", "layer 1", "sent", "layer 0", "sent", "told", "waited", "waited", "waited"]
+    for parameter, expected in zip(module.parameters(), alone, strict=True):
+        assert torch.equal(parameter.grad, 2 * expected)  # of two batches that add up
+
+
+def test_gradients_are_sent_in_one_order_whatever_lacks(sent):
+    layers = [torch.nn.Linear(2, 2, bias=False) for _ in range(3)]
+    first, unused, last = (layer.weight for layer in layers)
+    averaging = distributed.Averaging([first, unused, last])
+    with averaging.during():
+        layers[2](layers[0](torch.ones(1, 2))).sum().backward()
+        assert sent == ["sent"]  # the first layer has to wait for one that may come in another process
+    assert sent == ["sent", "sent", "sent", "told", "waited", "waited", "waited"]
+    assert unused.grad is None  # no process has any
+    assert first.grad is not None
+    assert last.grad is not None
+
+
 def test_a_batch_must_be_shared_evenly(monkeypatch):
     monkeypatch.setattr(distributed, "_joined", [distributed._Place(1, 4)])
     assert list(distributed.share(range(8))) == [1, 5]

@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 import textures
+from blemish import engine
 from blemish.engine import Cluster, spread
 from blemish.errors import ConfigError
 from shell import TINY, call
@@ -68,3 +69,22 @@ def test_killed_actors_and_drivers_lose_nothing(artifact, data, tmp_path):
 def test_a_cluster_that_is_not_there_is_an_error():
     with pytest.raises(ConfigError, match=r'no Ray cluster can be reached at "127.0.0.1:1" .*ray start --head'):
         list(spread([(0, "")], dict, {}, Cluster("127.0.0.1:1")))
+
+
+def test_no_more_blocks_are_made_than_actors_have_in_hand(monkeypatch):
+    made, taken, texts = [], [], [f"block {number}" for number in range(10)]
+    monkeypatch.setattr(engine, "AHEAD", 4)
+
+    def blocks():
+        for number, text in enumerate(texts):
+            made.append(number)
+            assert len(made) - len(taken) <= 4
+            yield number, text
+
+    def make(_):
+        return lambda text: {"said": text.encode()}
+
+    for number, found in spread(blocks(), make, {}, Cluster(actors=1)):
+        taken.append(number)
+        assert found == {"said": texts[number].encode()}
+    assert sorted(taken) == list(range(10))

@@ -28,10 +28,10 @@ def test_views_are_in_their_own_order_and_categories_apart():
         sample("e", "q", "C1"),
         sample("f"),
     ]
-    assert places_of_parts(samples) == [[2, 0], [1], [3], [4], [5]]
-    assert whole_parts(samples, 3) == [[2, 0, 1], [3, 4, 5]]
-    assert whole_parts(samples, 1) == [[2, 0], [1], [3], [4], [5]]
-    assert places_of_parts([sample("a", "p", "²"), sample("b", "p", "1²")]) == [[1, 0]]
+    assert list(places_of_parts(samples)) == [[2, 0], [1], [3], [4], [5]]
+    assert list(whole_parts(samples, 3)) == [[2, 0, 1], [3, 4, 5]]
+    assert list(whole_parts(samples, 1)) == [[2, 0], [1], [3], [4], [5]]
+    assert list(places_of_parts([sample("a", "p", "²"), sample("b", "p", "1²")])) == [[1, 0]]
 
 
 def test_a_pattern_joins_pictures():

@@ -9,10 +9,10 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import partial, reduce
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,11 +25,12 @@ from blemish.errors import ConfigError, DatasetError, MetricError, OutputError
 from blemish.jobs import ROWS, STATE, Job, fingerprint, pack
 from blemish.judging import Judged, Scored, from_line, judge
 from blemish.metric import Evaluation, Mode, Options
-from blemish.objects import Store, is_address, name_of, open_store, shadow
+from blemish.objects import Store, is_address, name_of, open_store, shadow, unreachable
+from blemish.packed import Packed, sample_from, sample_line
 from blemish.parts import whole_parts
-from blemish.progress import bar
+from blemish.progress import Bar, bar
 from blemish.rows import LISTS, PICTURE, read_rows
-from blemish.scoring import Found, labelled, learned, report, take_in
+from blemish.scoring import Found, Tested, learned, report, take_in
 from blemish.scoring import Report as Scores
 from blemish.types import Failure, Policy, Sample
 
@@ -67,38 +68,35 @@ class Place:
     """Folder that keeps the parts; one in the cache, until the work is done, if not given."""
 
 
-def pictures_of(places: Sequence[Path], out_dir: Path | None = None) -> tuple[list[Path], str]:
+def pictures_of(places: Sequence[Path], out_dir: Path | None = None) -> tuple[Iterator[Path], str]:
     """The pictures among `places` like `predictions.find_pictures`, object stores too; and the address of their store.
 
+    They are looked for as they are asked for, so that none has to be kept.
+
     Raises:
-        DatasetError: a place does not exist, can't be read or has no pictures.
+        DatasetError: a place does not exist or can't be read.
         ConfigError: there is more than one, and one of them is an address.
     """
     if not any(map(is_address, places)):
-        return predictions.find_pictures(places, out_dir), ""
+        return predictions.look_through(places, out_dir), ""
     if len(places) > 1:
         raise ConfigError(
             f"{name_of(places[0])} and {len(places) - 1} more: expected one place where it is an address."
         )
     store = open_store(places[0])
-    if Path(store.base).suffix.lower() in LISTS:
-        found = _listed(store)
-    else:
-        paths = [path for path, _ in store.list()]
-        inside = {path: Path(path).relative_to(store.base).parts[:-1] for path in paths}
-        found = [
-            Path(store.named(path))
-            for path in paths
-            if images.is_picture(Path(path)) and not MASK_FOLDERS & {part.lower() for part in inside[path]}
-        ]
-    if not found:
-        raise DatasetError(
-            f"{store.address}: no pictures there; expected objects ending in {', '.join(sorted(images.SUFFIXES))}."
-        )
-    return list(dict.fromkeys(found)), store.address
+    is_list = Path(store.base).suffix.lower() in LISTS
+    return predictions.once(_listed(store)) if is_list else _stored(store), store.address
 
 
-def _listed(store: Store) -> list[Path]:
+def _stored(store: Store) -> Iterator[Path]:
+    """The pictures at an address."""
+    for path, _ in store.list():
+        inside = Path(path).relative_to(store.base).parts[:-1]
+        if images.is_picture(Path(path)) and not MASK_FOLDERS & {part.lower() for part in inside}:
+            yield Path(store.named(path))
+
+
+def _listed(store: Store) -> Iterator[Path]:
     """The pictures that a manifest in an object store names, in its folder."""
     folder = Path(store.base).parent
     with TemporaryDirectory() as temporary:
@@ -106,13 +104,15 @@ def _listed(store: Store) -> list[Path]:
         try:
             copy.write_bytes(store.read(store.base))
         except OSError as error:
-            raise DatasetError(f"{store.address} can't be read ({error}); expected a manifest.") from error
-        found = [(place, row.get("path", "")) for place, row in read_rows(copy, PICTURE)]
-    for place, name in found:
-        path = Path(os.path.normpath(folder / name))
-        if not path.is_relative_to(folder):
-            raise DatasetError(f'{place}: "{name}" leads out of {store.named(str(folder))}; expected a path inside it.')
-    return [Path(store.named(os.path.normpath(folder / name))) for _, name in found]
+            raise unreachable(store.address, error) from error
+        for place, row in read_rows(copy, PICTURE):
+            name = row.get("path", "")
+            path = Path(os.path.normpath(folder / name))
+            if not path.is_relative_to(folder):
+                raise DatasetError(
+                    f'{place}: "{name}" leads out of {store.named(str(folder))}; expected a path inside it.'
+                )
+            yield Path(store.named(str(path)))
 
 
 def open_data(place: Path, open_folder: Callable[[Path], Dataset]) -> tuple[Dataset, str]:
@@ -137,39 +137,76 @@ def open_data(place: Path, open_folder: Callable[[Path], Dataset]) -> tuple[Data
     return replace(data, samples=samples, root=Path(store.address)), store.address
 
 
-def predict(order: Order, samples: Sequence[Sample], place: Place, out_dir: Path | None = None) -> "Predicted":
+def predict(order: Order, samples: Packed[Sample], place: Place, out_dir: Path | None = None) -> "Predicted":
     """What the predictor says of each picture; overlays and maps are in `out_dir` already.
 
     Raises:
         OutputError: what is written can't be, or parts of another job are in the way.
         ConfigError: the cluster can't be reached.
     """
-    names: list[str] = []
+    names: Sequence[str] = []
     if out_dir is not None:
-        places = [name_of(each.path) if is_address(each.path) else str(each.path.absolute()) for each in samples]
-        shared = os.path.commonpath([os.path.dirname(place) for place in places])  # noqa: PTH120
+        shared = reduce(lambda one, other: os.path.commonpath([one, other]), (_folder(each) for each in samples))
         taken: set[Path] = set()
-        names = [str(predictions.free_name(Path(os.path.relpath(each, shared)), taken)) for each in places]
-    return Predicted(*_run(order, samples, place, (names, out_dir)))
+        relative = (Path(os.path.relpath(_place(each), shared)) for each in samples)
+        names = Packed((str(predictions.free_name(each, taken)) for each in relative), str, str)
+    return _run(order, samples, place, (names, out_dir))
 
 
-def score(order: Order, data: Dataset, place: Place, options: Options | None = None) -> tuple[Scores, "Predicted"]:
+def _place(sample: Sample) -> str:
+    """Where a picture is, whatever folder somebody is in."""
+    return name_of(sample.path) if is_address(sample.path) else str(sample.path.absolute())
+
+
+def _folder(sample: Sample) -> str:
+    return os.path.dirname(_place(sample))  # noqa: PTH120
+
+
+def score(order: Order, tested: Tested, place: Place, options: Options | None = None) -> tuple[Scores, "Predicted"]:
     """The report of `blemish.score`, and the work that it rests on; call its `forget` once the report is written.
 
+    Args:
+        order: What is done.
+        tested: The pictures; packed, so that they take little memory.
+        place: Where it is done.
+        options: How metrics are computed.
+
     Raises:
-        DatasetError: there are no labelled test pictures, or none that can be read.
+        DatasetError: no picture can be read.
         OutputError: a part is damaged, or parts of another job are in the way.
         ConfigError: the cluster can't be reached.
     """
-    options = options or Options()
-    found = Predicted(*_run(order, labelled(data), place, ([], None)))
-    known = Found(
-        found.evaluation(),
-        {scored.path: scored for scored in found.scored()},
-        found.failures(),
-        tuple(row["path"] for row in found.job.all_rows(found.count) if row["learned"]),
+    done = _run(order, tested.samples, place, ([], None))
+    gathered = done.gather(_packed)
+    found = Found(done.evaluation(), gathered.scored, gathered.failures, tuple(gathered.learned))
+    return report(artifact.deciding(order.artifact), tested, found, order.policy, options or Options()), done
+
+
+def _packed(scored: Iterable[Scored]) -> Packed[Scored]:
+    """The same in little memory; JSON knows no infinite scores, so that these stand beside it."""
+    return Packed(
+        scored,
+        lambda row: json.dumps([row.image_score, row.calibrated_score, row.line()]),
+        lambda line: _with_scores(*json.loads(line)),
     )
-    return report(artifact.deciding(order.artifact), data, known, order.policy, options), found
+
+
+def _with_scores(image_score: float, calibrated_score: float, line: str) -> Scored:
+    return replace(from_line(line), image_score=image_score, calibrated_score=calibrated_score)
+
+
+@dataclass
+class Gathered:
+    """What came of all pictures."""
+
+    scored: Sequence[Scored] = ()
+    """What was kept of those that could be read."""
+    counts: Counter[Any] = field(default_factory=Counter)
+    """How many of them were decided how."""
+    failures: list[Failure] = field(default_factory=list)
+    """Every picture that could not be used."""
+    learned: list[str] = field(default_factory=list)
+    """Good pictures that the detector has learned from."""
 
 
 @dataclass(frozen=True)
@@ -182,26 +219,30 @@ class Predicted:
     is_kept: bool
     """Whether the folder is the user's."""
 
-    def scored(self) -> Iterator[Scored]:
-        """Every picture that could be read, in order."""
-        return (_scored(row) for row in self.job.all_rows(self.count) if row["line"])
+    def gather(self, keep: Callable[[Iterable[Scored]], Sequence[Scored]], lines: Sequence[Path] = ()) -> Gathered:
+        """What came of all pictures; the parts are gone through once, and no more of them is kept than asked.
 
-    def failures(self) -> list[Failure]:
-        """Every picture that could not be used."""
-        rows = self.job.all_rows(self.count)
-        return [Failure(Path(row["path"]), row["reason"]) for row in rows if row["reason"]]
+        Args:
+            keep: What to keep of the pictures that could be read, which come in order.
+            lines: Files that get a JSON object for each of these.
+        """
+        found = Gathered()
+        found.scored = keep(self._readable(found, lines))
+        return found
 
-    def write_lines(self, places: Sequence[Path]) -> Counter[Any]:
-        """How many pictures were decided how, after writing a JSON object for each to these files."""
-        counts: Counter[Any] = Counter()
+    def _readable(self, found: Gathered, lines: Sequence[Path]) -> Iterator[Scored]:
         with ExitStack() as stack:
-            writers = [stack.enter_context(files.growing(file)) for file in places]
+            writers = [stack.enter_context(files.growing(file)) for file in lines]
             for row in self.job.all_rows(self.count):
+                if row["reason"]:
+                    found.failures.append(Failure(Path(row["path"]), row["reason"]))
+                if row["learned"]:
+                    found.learned.append(row["path"])
                 if row["line"]:
-                    counts[row["decision"]] += 1
+                    found.counts[row["decision"]] += 1
                     for write_line in writers:
                         write_line(row["line"])
-        return counts
+                    yield _with_scores(row["image_score"], row["calibrated_score"], row["line"])
 
     def evaluation(self) -> Evaluation:
         """All metric states together: neighbours first, so that the work grows with their number and hardly more.
@@ -232,37 +273,54 @@ class Predicted:
 
 def _run(
     order: Order, samples: Sequence[Sample], place: Place, drawn_to: tuple[Sequence[str], Path | None]
-) -> tuple[Job, int, bool]:
-    """The job, done; its number of blocks; and whether its folder is the user's."""
+) -> Predicted:
+    """The job, done."""
     shared = _contents(order.artifact)
     about = {
         "blemish": __version__,
         "artifact": hashlib.sha256(b"".join(shared.values())).hexdigest(),
         "options": repr((order.policy, order.mode, order.intervals, place.block, drawn_to[1], order.maps)),
-        "pictures": fingerprint(samples),
+        "pictures": fingerprint(map(sample_line, samples)),
     }
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = place.parts or cache / "blemish" / "jobs" / fingerprint(about)
+    folder = place.parts or cache / "blemish" / "jobs" / fingerprint(map(str, about.items()))
     names, out_dir = drawn_to
-    blocks = list(blocks_of(samples, place.block))
-    with files.locked(folder):
-        job = Job.open(folder, about)
-        done = job.done(len(blocks))
-        left = [
-            (number, _text([samples[at] for at in block], [names[at] for at in block] if names else []))
-            for number, block in enumerate(blocks)
-            if number not in done
-        ]
-        with bar("Judge", len(samples)) as drawn:
-            drawn.advance(sum(len(blocks[number]) for number in done))
-            make = partial(judging, replace(order, artifact=Path(order.artifact.name)))
-            for number, contents in engine.spread(left, make, shared, place.cluster) if left else ():
-                for name, content in contents.items():
-                    if out_dir is not None and name not in (ROWS, STATE):
-                        files.write_bytes(out_dir / name, content)
-                job.write(number, contents)
-                drawn.advance(len(blocks[number]))
-    return job, len(blocks), place.parts is not None
+    with files.locked(folder), bar("Judge", len(samples)) as drawn:
+        left = _Left(Job.open(folder, about), samples, names, place.block, drawn)
+        make = partial(judging, replace(order, artifact=Path(order.artifact.name)))
+        for number, contents in engine.spread(left.texts(), make, shared, place.cluster):
+            for name, content in contents.items():
+                if out_dir is not None and name not in (ROWS, STATE):
+                    files.write_bytes(out_dir / name, content)
+            left.job.write(number, contents)
+            drawn.advance(left.sizes.pop(number))
+    return Predicted(left.job, left.count, place.parts is not None)
+
+
+@dataclass
+class _Left:
+    """The blocks that are not done yet, made one by one: only those in hand are in memory."""
+
+    job: Job
+    samples: Sequence[Sample]
+    names: Sequence[str]
+    """Of what is drawn of each; none where nothing is."""
+    block: int
+    drawn: Bar
+    """Moves on by the blocks that were done before."""
+    sizes: dict[int, int] = field(default_factory=dict)
+    """Pictures in each of the blocks in hand."""
+    count: int = 0
+    """Blocks, as soon as all were made."""
+
+    def texts(self) -> Iterator[tuple[int, str]]:
+        for number, block in enumerate(blocks_of(self.samples, self.block)):
+            self.count = number + 1
+            if self.job.has(number):
+                self.drawn.advance(len(block))
+                continue
+            self.sizes[number] = len(block)
+            yield number, _text([self.samples[at] for at in block], [self.names[at] for at in block if self.names])
 
 
 def blocks_of(samples: Sequence[Sample], size: int) -> Iterator[list[int]]:
@@ -356,26 +414,13 @@ def _failed(failure: Failure, samples: Sequence[Sample], of_copy: Mapping[Path, 
     return {"path": name, "reason": failure.reason.replace(str(failure.path), name)}
 
 
-def _scored(row: Mapping[str, Any]) -> Scored:
-    """The picture of a row; JSON knows no infinite scores, and columns do."""
-    scores = {name: row[name] for name in ("image_score", "calibrated_score")}
-    return replace(
-        from_line(row["line"]), image_score=scores["image_score"], calibrated_score=scores["calibrated_score"]
-    )
-
-
 def _text(samples: Sequence[Sample], names: Sequence[str]) -> str:
-    plain = [asdict(each) | {"path": str(each.path), "masks": [str(mask) for mask in each.masks]} for each in samples]
-    return json.dumps({"samples": plain, "names": names})
+    return json.dumps({"samples": [sample_line(each) for each in samples], "names": names})
 
 
 def _samples(text: str) -> tuple[list[Sample], list[str]]:
     read = json.loads(text)
-    samples = [
-        Sample(**each | {"path": Path(each["path"]), "masks": tuple(Path(mask) for mask in each["masks"])})
-        for each in read["samples"]
-    ]
-    return samples, read["names"]
+    return [sample_from(line) for line in read["samples"]], read["names"]
 
 
 def _contents(file: Path) -> Files:

@@ -16,7 +16,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from blemish.errors import BlemishError, ConfigError
 
@@ -211,29 +211,81 @@ def total(value: "Tensor") -> "Tensor":
     return summed
 
 
-def average_gradients(parameters: Iterable["Tensor"]) -> None:
-    """Gives all processes the mean of their gradients.
+class Averaging:
+    """The mean over all processes of the gradients of some parameters, sent while these are still being computed.
 
-    A parameter without a gradient counts as one of 0, unless no process has any for it.
+    Gradients are ready from the last layer to the first, and are sent so, some layers together. All
+    processes send the same ones in the same order, whichever of them a process has no gradient for,
+    and nothing else is said in their group.
     """
-    count = world_size()
-    if count == 1:
-        return
-    import torch
 
-    trained = list(parameters)
-    used = total(torch.tensor([float(each.grad is not None) for each in trained])).tolist()
-    shared = [each for each, times in zip(trained, used, strict=True) if times]
-    for bucket in _buckets(shared):
+    def __init__(self, parameters: Sequence["Tensor"]) -> None:
+        """Parameters in the order of the layers; all processes have the same."""
+        self._buckets: list[list[Tensor]] = []
+        if world_size() == 1:
+            return
+        import torch.distributed as group
+
+        self._group: Any = group.new_group()
+        self._buckets = list(_buckets(reversed(parameters)))
+        self._place = {id(each): place for place, bucket in enumerate(self._buckets) for each in bucket}
+
+    @contextmanager
+    def during(self, is_last: bool = True) -> Iterator[None]:
+        """Nothing; after a block with the last backward pass of a step, all processes have the same gradients.
+
+        A parameter without a gradient counts as one of 0, unless no process has any for it.
+
+        Args:
+            is_last: Whether the block computes the last of the gradients that add up.
+        """
+        if not (self._buckets and is_last):
+            yield
+            return
+        self._sent: list[tuple[Any, Tensor]] = []
+        self._lack = [len(bucket) for bucket in self._buckets]
+        trained = [each for bucket in self._buckets for each in bucket]
+        hooks = [each.register_post_accumulate_grad_hook(self._come) for each in trained]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+        while len(self._sent) < len(self._buckets):  # those with parameters that had no part in it
+            self._send()
+        self._receive()
+
+    def _come(self, parameter: "Tensor") -> None:
+        """Sends all buckets whose turn it is now that this gradient is there."""
+        self._lack[self._place[id(parameter)]] -= 1
+        while len(self._sent) < len(self._buckets) and not self._lack[len(self._sent)]:
+            self._send()
+
+    def _send(self) -> None:
+        import torch
+        import torch.distributed as group
+
+        bucket = self._buckets[len(self._sent)]
         gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in bucket]
         wide = [each.to(torch.promote_types(each.dtype, torch.float32)) for each in gradients]
         flat = torch.cat([each.reshape(-1) for each in wide])
-        parts = (total(flat) / count).split([each.numel() for each in bucket])
-        for each, mean in zip(bucket, parts, strict=True):
-            each.grad = torch.empty_like(each).copy_(mean.view(each.shape))
+        self._sent.append((group.all_reduce(flat, group=self._group, async_op=True), flat))
+
+    def _receive(self) -> None:
+        import torch
+
+        own = [float(each.grad is not None) for bucket in self._buckets for each in bucket]
+        used = iter(total(torch.tensor(own)).tolist())
+        for (sending, flat), bucket in zip(self._sent, self._buckets, strict=True):
+            sending.wait()
+            means = (flat / world_size()).split([each.numel() for each in bucket])
+            for each, mean, times in zip(bucket, means, used, strict=False):
+                if times:
+                    each.grad = torch.empty_like(each).copy_(mean.view(each.shape))
+        self._sent = []
 
 
-def _buckets(tensors: Iterable["Tensor"], most: int = 2**24) -> Iterator[list["Tensor"]]:
+def _buckets(tensors: Iterable["Tensor"], most: int = 2**22) -> Iterator[list["Tensor"]]:
     """The tensors, in lists of about `most` numbers: few messages, and little memory."""
     bucket: list[Tensor] = []
     for tensor in tensors:

@@ -2,7 +2,8 @@
 
 Ray is imported only when work is really spread. An actor loads what it works with once; what an actor
 or a machine that dies was working on is given to another one. Blocks are handed out as actors get free
-and results as the caller takes them, so that neither piles up.
+and results as the caller takes them, so that neither piles up. Blocks are made as they are needed, too:
+memory does not grow with their number.
 """
 
 import base64
@@ -11,15 +12,17 @@ import logging
 import os
 import socket
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any, Literal, TypeAlias
+from itertools import chain, islice
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from blemish import errors
 from blemish.errors import BlemishError, ConfigError, bad_option
 
 Kind = Literal["local", "ray"]
+Block = TypeVar("Block")
 Files: TypeAlias = Mapping[str, bytes]
 """Contents by name."""
 Work: TypeAlias = Callable[[str], Files]
@@ -30,6 +33,8 @@ Make: TypeAlias = Callable[[Files], Work]
 """What an actor does first: with the shared files, it gets ready to work."""
 REACHED_IN = 10
 """Seconds in which a cluster must answer."""
+AHEAD = 128
+"""Blocks for each actor that are made, and handed out, at a time. Actors are started anew for the next so many."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +54,13 @@ class Cluster:
 
 
 def spread(
-    blocks: Sequence[tuple[int, str]], make: Make, shared: Files, cluster: Cluster
+    blocks: Iterable[tuple[int, str]], make: Make, shared: Files, cluster: Cluster
 ) -> Iterator[tuple[int, Files]]:
-    """The number of each block with what it comes to, as they get done.
+    """The number of each block with what it comes to, as they get done; where there is none, nothing starts.
 
     Args:
-        blocks: Numbers and texts.
+        blocks: Numbers and texts; made as they are needed, no more than `AHEAD` for an actor before what came
+            of them was taken.
         make: A function that other processes can import, or a partial of one.
         shared: Contents that each actor gets once, such as an artifact's.
         cluster: Where.
@@ -63,33 +69,54 @@ def spread(
         ConfigError: the cluster can't be reached, or has no room for an actor.
         BlemishError: as the work raises it on an actor.
     """
+    waiting = iter(blocks)
+    first = list(islice(waiting, 1))
+    if not first:
+        return
+    _check_answers(cluster.address)
     import ray
-    import ray.data
 
     was_running = ray.is_initialized()
     _connect(cluster)
     try:
         count, needs = _size(cluster, ray.cluster_resources())
         reference = ray.put(dict(shared))  # kept here, so that an actor that is started again finds it
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
-        rows = [{"number": number, "block": _wrapped(text.encode())} for number, text in blocks]
-        # Each block is a task of its own, so that no more than it is lost with an actor.
-        data = ray.data.from_items(rows, override_num_blocks=max(1, len(rows)))
-        done = data.map(
-            _Actor,
-            fn_constructor_args=(make, reference, version("blemish")),
-            compute=ray.data.ActorPoolStrategy(size=min(count, len(rows))),
-            **needs,
-        )
-        for row in done.iter_rows():
-            if row["error"]:
-                kind, _, sentence = row["error"].partition(": ")
-                raise getattr(errors, kind, BlemishError)(sentence)
-            yield int(row["number"]), _files(row)
+        for some in in_hand(chain(first, waiting), count * AHEAD):
+            yield from _done(some, count, needs, (make, reference, version("blemish")))
     finally:
         if not was_running:
             ray.shutdown()
+
+
+def in_hand(blocks: Iterable[Block], size: int) -> Iterator[list[Block]]:
+    """The blocks in lists of at most `size`, each made when it is asked for."""
+    waiting = iter(blocks)
+    while some := list(islice(waiting, size)):
+        yield some
+
+
+def _done(
+    blocks: Sequence[tuple[int, str]], count: int, needs: Mapping[str, float], arguments: tuple[Any, ...]
+) -> Iterator[tuple[int, Files]]:
+    """What so many actors make of these blocks."""
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    rows = [{"number": number, "block": _wrapped(text.encode())} for number, text in blocks]
+    # Each block is a task of its own, so that no more than it is lost with an actor.
+    data = ray.data.from_items(rows, override_num_blocks=len(rows))
+    done = data.map(
+        _Actor,
+        fn_constructor_args=arguments,
+        compute=ray.data.ActorPoolStrategy(size=min(count, len(rows))),
+        **needs,
+    )
+    for row in done.iter_rows():
+        if row["error"]:
+            kind, _, sentence = row["error"].partition(": ")
+            raise getattr(errors, kind, BlemishError)(sentence)
+        yield int(row["number"]), _files(row)
 
 
 class _Actor:
@@ -137,13 +164,24 @@ def _files(row: Mapping[str, Any]) -> Files:
     return found
 
 
+def _check_answers(address: str) -> None:
+    """Nothing, if somebody answers at HOST:PORT: Ray itself is slow to load, tries for long, and ends the process."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        try:
+            socket.create_connection((host, int(port)), REACHED_IN).close()
+        except (OSError, OverflowError) as error:
+            raise _unreachable(address, error) from error
+
+
 def _connect(cluster: Cluster) -> None:
+    # Each actor computes with the threads it was given, and nobody reads what Ray says of itself.
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     import ray
+    import ray.data  # before, because it decides anew what is said
 
     if ray.is_initialized():
         return
-    # Each actor computes with the threads it was given, and nobody reads what Ray says of itself.
-    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     logging.getLogger("ray").setLevel(logging.ERROR)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
@@ -152,16 +190,17 @@ def _connect(cluster: Cluster) -> None:
     else:
         options |= {"address": "local", "include_dashboard": False}
     try:
-        host, _, port = cluster.address.removeprefix("ray://").rpartition(":")
-        if host and port.isdigit():  # Ray itself tries for minutes, and then ends the process
-            socket.create_connection((host, int(port)), REACHED_IN).close()
         ray.init(**options)
-    except (OSError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ConfigError(
-            f'no Ray cluster can be reached at "{cluster.address or "local"}" ({reason}); start one with ray start '
-            "--head or ray up, give its address with --address, or leave --address out to use this machine alone."
-        ) from error
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
+        raise _unreachable(cluster.address, error) from error
+
+
+def _unreachable(address: str, error: Exception) -> ConfigError:
+    reason = " ".join(str(error).split())[:300]
+    return ConfigError(
+        f'no Ray cluster can be reached at "{address or "local"}" ({reason}); start one with ray start --head or '
+        "ray up, give its address with --address, or leave --address out to use this machine alone."
+    )
 
 
 def _size(cluster: Cluster, there: Mapping[str, float]) -> tuple[int, dict[str, float]]:

@@ -10,7 +10,7 @@ A block is done when its Parquet file is there, which comes last and whole.
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,23 +49,22 @@ class Job:
         """
         written = folder / _ABOUT
         if written.exists():
-            _check_same(folder, json.loads(written.read_text("utf-8")), about)
+            _check_same(folder, _read_about(written), about)
         else:
             write_text(written, json.dumps(about, indent=2) + "\n")
         return cls(folder)
 
-    def done(self, count: int) -> set[int]:
-        """The numbers, below `count`, of the blocks that are done; damaged parts are done anew."""
-        found = set()
-        for number in range(count):
-            if self._rows(number).exists():
-                try:
-                    self.rows(number)
-                    found.add(number)
-                except OutputError as error:
-                    note(f"{error} It is done anew.")
-                    self.drop(number)
-        return found
+    def has(self, number: int) -> bool:
+        """Whether a block is done; a damaged part is taken out, to be done anew."""
+        if not self._rows(number).exists():
+            return False
+        try:
+            self.rows(number)
+        except OutputError as error:
+            note(f"{error} It is done anew.")
+            self.drop(number)
+            return False
+        return True
 
     def write(self, number: int, contents: Mapping[str, bytes]) -> None:
         """Keeps what a block came to."""
@@ -118,9 +117,22 @@ def pack(rows: Sequence[Mapping[str, Any]]) -> bytes:
     return written.getvalue()
 
 
-def fingerprint(values: object) -> str:
-    """A short hash of what can be written as text."""
-    return hashlib.sha256(repr(values).encode("utf-8", "surrogateescape")).hexdigest()[:24]
+def fingerprint(texts: Iterable[str]) -> str:
+    """A short hash of texts in their order."""
+    found = hashlib.sha256()
+    for text in texts:
+        found.update(text.encode("utf-8", "surrogateescape") + b"\0")
+    return found.hexdigest()[:24]
+
+
+def _read_about(file: Path) -> dict[str, str]:
+    try:
+        return {str(name): str(value) for name, value in json.loads(file.read_text("utf-8")).items()}
+    except (OSError, ValueError, AttributeError) as error:
+        raise OutputError(
+            f"{file} is damaged ({error}), so that nobody knows whose parts those are; delete {file.parent}, or name "
+            "another folder with --parts."
+        ) from error
 
 
 def _check_same(folder: Path, there: Mapping[str, str], here: Mapping[str, str]) -> None:

@@ -10,7 +10,6 @@ import cv2
 import numpy as np
 
 from blemish.artifact import BATCH, Predictor
-from blemish.headers import from_plain
 from blemish.images import Floats
 from blemish.reading import read_parts
 from blemish.types import Decider, Decision, Failure, Policy, Prediction, Sample, part_score
@@ -60,8 +59,14 @@ class Scored:
 
 def from_line(line: str) -> Scored:
     """The picture that a JSON object in one line is about."""
-    values = json.loads(line)
-    return from_plain(Scored, {key: math.nan if value is None else value for key, value in values.items()})
+    values = _known(json.loads(line))
+    regions = tuple(Region(**_known(each) | {"box": tuple(each["box"])}) for each in values["regions"])
+    return Scored(**values | {"regions": regions})
+
+
+def _known(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with what is not a number for None."""
+    return {key: math.nan if value is None else value for key, value in values.items()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,7 +86,7 @@ class Store:
             if info.type != FileType.File:
                 found = self.files.get_file_info(FileSelector(self.base, recursive=True))
         except (OSError, ValueError) as error:
-            raise _unreachable(self.address, error) from error
+            raise unreachable(self.address, error) from error
         return sorted((each.path, int(each.size)) for each in found if each.type == FileType.File)
 
 
@@ -106,7 +106,7 @@ def open_store(place: Path | str) -> Store:
     except pa.ArrowInvalid:
         files, base = _by_fsspec(address)
     except (OSError, ValueError) as error:
-        raise _unreachable(address, error) from error
+        raise unreachable(address, error) from error
     return Store(address, scheme, files, base.rstrip("/"))
 
 
@@ -117,7 +117,7 @@ def _by_fsspec(address: str) -> tuple[Any, str]:
     try:
         files, base = fsspec.core.url_to_fs(address)
     except (ValueError, ImportError, OSError) as error:
-        raise _unreachable(address, error) from error
+        raise unreachable(address, error) from error
     return PyFileSystem(FSSpecHandler(files)), base
 
 
@@ -140,10 +140,11 @@ def shadow(store: Store, folder: Path, endings: Set[str]) -> Iterator[tuple[Path
             try:
                 target.write_bytes(store.read(path))
             except OSError as error:
-                raise _unreachable(store.named(path), error) from error
+                raise unreachable(store.named(path), error) from error
 
 
-def _unreachable(address: str, error: Exception) -> DatasetError:
+def unreachable(address: str, error: Exception) -> DatasetError:
+    """What to say of an address that can't be read."""
     reason = " ".join(str(error).split())
     return DatasetError(
         f"{address} can't be read ({reason}); expected a folder or an object that exists and that the credentials in "

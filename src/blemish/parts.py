@@ -5,7 +5,7 @@ A picture that belongs to no part is a part of its own.
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -21,26 +21,32 @@ def part_of(sample: Sample) -> tuple[str, str, str]:
     return sample.category, sample.part, "" if sample.part else str(sample.path)
 
 
-def places_of_parts(samples: Sequence[Sample]) -> list[list[int]]:
+def places_of_parts(samples: Sequence[Sample]) -> Iterator[list[int]]:
     """The places of the views of each part among the samples; parts in order of their first view.
 
-    Views are in their own order, numbers as numbers.
+    Views are in their own order, numbers as numbers. Of pictures that belong to no part nothing is remembered.
     """
-    places: dict[tuple[str, str, str], list[int]] = {}
+    places: dict[tuple[str, str], list[int]] = {}
     for place, sample in enumerate(samples):
-        places.setdefault(part_of(sample), []).append(place)
-    return [sorted(own, key=lambda place: view_order(samples[place])) for own in places.values()]
+        if sample.part:
+            places.setdefault((sample.category, sample.part), []).append(place)
+    for place, sample in enumerate(samples):
+        if not sample.part:
+            yield [place]
+        elif own := places.pop((sample.category, sample.part), []):
+            yield sorted(own, key=lambda view: view_order(samples[view]))
 
 
-def whole_parts(samples: Sequence[Sample], size: int) -> list[list[int]]:
+def whole_parts(samples: Sequence[Sample], size: int) -> Iterator[list[int]]:
     """The places of samples in batches of `size` that tear no part apart; a larger part is a batch alone."""
-    batches: list[list[int]] = []
+    batch: list[int] = []
     for part in places_of_parts(samples):
-        if batches and len(batches[-1]) + len(part) <= size:
-            batches[-1] += part
-        else:
-            batches.append(list(part))
-    return batches
+        if batch and len(batch) + len(part) > size:
+            yield batch
+            batch = []
+        batch += part
+    if batch:
+        yield batch
 
 
 def view_order(sample: Sample) -> tuple[list[tuple[int, str]], str]:

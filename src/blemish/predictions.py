@@ -1,12 +1,12 @@
 """What `blemish predict` leaves behind: JSON lines, overlays, raw maps."""
 
+import hashlib
 import io
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 from rich.table import Table
@@ -40,47 +40,71 @@ def find_pictures(places: Sequence[Path], out_dir: Path | None = None) -> list[P
     Raises:
         DatasetError: a place does not exist or can't be opened, or there is no picture in any.
     """
+    found = list(look_through(places, out_dir))
+    if not found:
+        raise nothing_in(places)
+    return found
+
+
+def nothing_in(places: Sequence[Path]) -> DatasetError:
+    """What to say where no place has a picture."""
+    names = ", ".join(map(name_of, places))
+    return DatasetError(f"{names}: no pictures there; expected files ending in {', '.join(sorted(images.SUFFIXES))}.")
+
+
+def look_through(places: Sequence[Path], out_dir: Path | None = None) -> Iterator[Path]:
+    """The pictures of `find_pictures` as they are found, if there are any.
+
+    Raises:
+        DatasetError: no place is named, or one does not exist.
+    """
     if not places:
         raise DatasetError("no pictures are named; expected some, or folders of them: blemish predict part.blemish new")
-    found: list[Path] = []
     for place in places:
         if is_address(place):
             raise ConfigError(f"{name_of(place)} is in an object store, which --engine ray reads; add that.")
         if not place.exists():
             raise DatasetError(f"{place} does not exist; expected pictures, or folders of pictures.")
-        if place.suffix.lower() in LISTS and place.is_file():
-            found += listed(place)
-        else:
-            found += _below(place, out_dir) if place.is_dir() else [place]
-    if not found:
-        names = ", ".join(str(place) for place in places)
-        raise DatasetError(
-            f"{names}: no pictures there; expected files ending in {', '.join(sorted(images.SUFFIXES))}."
-        )
-    once: dict[str, Path] = {}
-    for path in found:
-        once.setdefault(os.path.abspath(path), path)  # noqa: PTH100 (dots are taken out, links are kept)
-    return list(once.values())
+    if len(places) == 1 and places[0].is_dir():
+        return _below(places[0], out_dir)  # each once
+    return once(path for place in places for path in _in(place, out_dir))
 
 
-def listed(manifest: Path) -> list[Path]:
+def _in(place: Path, out_dir: Path | None) -> Iterator[Path]:
+    if place.suffix.lower() in LISTS and place.is_file():
+        return listed(place)
+    return _below(place, out_dir) if place.is_dir() else iter([place])
+
+
+def once(paths: Iterable[Path]) -> Iterator[Path]:
+    """The paths, each the first time that it comes; of each a hash is remembered."""
+    seen: set[bytes] = set()
+    for path in paths:
+        place = os.path.abspath(path)  # noqa: PTH100 - dots are taken out, links are kept
+        key = hashlib.blake2b(os.fsencode(place), digest_size=16).digest()
+        if key not in seen:
+            seen.add(key)
+            yield path
+
+
+def listed(manifest: Path) -> Iterator[Path]:
     """The pictures that a manifest names.
 
     Raises:
         DatasetError: it can't be read, or a picture is not where it says.
     """
     find = Finder(manifest.parent)
-    return [find(row.get("path", ""), place) for place, row in read_rows(manifest, PICTURE)]
+    return (find(row.get("path", ""), place) for place, row in read_rows(manifest, PICTURE))
 
 
-def samples_of(pictures: Sequence[Path], category: str = "", views: Views | None = None) -> list[Sample]:
-    """Pictures without labels, joined to parts.
+def samples_of(pictures: Iterable[Path], category: str = "", views: Views | None = None) -> Iterable[Sample]:
+    """Pictures without labels, joined to parts; as they are asked for, where nothing joins them.
 
     Raises:
         DatasetError: they can't be joined like that.
     """
-    samples = [Sample(path=path, category=category, split="test", is_anomalous=None) for path in pictures]
-    return (views or Views()).join(samples)
+    samples = (Sample(path=path, category=category, split="test", is_anomalous=None) for path in pictures)
+    return views.join(list(samples)) if views is not None and views.pattern else samples
 
 
 def predict(
@@ -105,7 +129,7 @@ def predict(
     Raises:
         DatasetError: they can't be joined like that.
     """
-    samples = samples_of(pictures, category, views)
+    samples = list(samples_of(pictures, category, views))
     return iter(track(judge(predictor, samples, failures, policy), "Predict", len(samples)))
 
 
@@ -202,7 +226,7 @@ def counted(counts: "Counter[Decision]", noun: str = "pictures") -> str:
     return f"{total} {noun}: {counts['defective']} defective, {review}{counts['good']} good.{hidden}"
 
 
-def _below(folder: Path, out_dir: Path | None) -> list[Path]:
+def _below(folder: Path, out_dir: Path | None) -> Iterator[Path]:
     """The pictures in a folder and its folders, links followed, without masks and without what we wrote ourselves.
 
     Hidden folders are passed over. One that can't be opened is an error, or its pictures would be missed unnoticed.
@@ -210,21 +234,26 @@ def _below(folder: Path, out_dir: Path | None) -> list[Path]:
     own = None if out_dir is None else out_dir.resolve()
     if own is not None and folder.resolve().is_relative_to(own):
         own /= OVERLAYS  # it is written to where the pictures are
-    found: list[Path] = []
-    been: set[Path] = set()
-    for here, inside, names in os.walk(folder, onerror=_refuse, followlinks=True):
-        real = Path(here).resolve()
-        if real in been or (own is not None and real.is_relative_to(own)):
-            inside.clear()
-            continue
-        been.add(real)
-        inside[:] = sorted(name for name in inside if name.lower() not in MASK_FOLDERS and not name.startswith("."))
-        found += [path for name in names if images.is_picture(path := Path(here, name))]
-    return sorted(found)
+    return _walk(folder, own, set())
 
 
-def _refuse(error: OSError) -> NoReturn:
-    raise DatasetError(f"{error.filename} can't be opened ({error.strerror}); expected a folder to read.") from error
+def _walk(folder: Path, own: Path | None, been: set[Path]) -> Iterator[Path]:
+    """The pictures below a folder in the order of their paths, without those in `own` and in folders where we were."""
+    real = folder.resolve()
+    if real in been or (own is not None and real.is_relative_to(own)):
+        return
+    been.add(real)
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted((entry.name, entry.is_dir()) for entry in entries)
+    except OSError as error:
+        raise DatasetError(f"{folder} can't be opened ({error.strerror}); expected a folder to read.") from error
+    for name, is_folder in names:
+        path = folder / name
+        if is_folder and name.lower() not in MASK_FOLDERS and not name.startswith("."):
+            yield from _walk(path, own, been)
+        elif not is_folder and images.is_picture(path):
+            yield path
 
 
 def free_name(path: Path, taken: set[Path]) -> Path:

@@ -39,7 +39,7 @@ def read_parts(
     samples: Sequence[Sample], preprocessing: Preprocessing, batch_size: int, failures: list[Failure]
 ) -> Iterator[Batch]:
     """The same with all views of a part in one batch, which is larger where a part is; views follow on one another."""
-    batches = whole_parts(samples, batch_size)
+    batches = list(whole_parts(samples, batch_size))
     ordered = [samples[place] for batch in batches for place in batch]
     return _read(ordered, preprocessing, map(len, batches), failures)
 

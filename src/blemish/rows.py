@@ -1,10 +1,9 @@
 """Manifests: rows of text, and the files that they name, none of them outside the manifest's folder."""
 
 import csv
-import io
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -75,15 +74,20 @@ def read_rows(file: Path, columns: Sequence[str]) -> Iterator[tuple[Place, Row]]
     """
     if file.suffix.lower() == ".parquet":
         return _parquet_rows(file, columns)
+    return _text_rows(file, columns)
+
+
+def _text_rows(file: Path, known: Sequence[str]) -> Iterator[tuple[Place, Row]]:
+    """The rows of a text file, which is read line by line."""
     try:
-        text = file.read_text("utf-8-sig")
+        with file.open(encoding="utf-8-sig") as lines:
+            yield from (_csv_rows if file.suffix.lower() == ".csv" else _json_rows)(lines, file, known)
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"{file} can't be read ({error}); expected a text file in UTF-8.") from error
-    return (_csv_rows if file.suffix.lower() == ".csv" else _json_rows)(text, file, columns)
 
 
-def _csv_rows(text: str, file: Path, known: Sequence[str]) -> Iterator[tuple[Place, Row]]:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+def _csv_rows(lines: Iterable[str], file: Path, known: Sequence[str]) -> Iterator[tuple[Place, Row]]:
+    reader = csv.reader(lines, strict=True)
     columns: list[str] = []
     while True:
         place = f"{file}, row {reader.line_num + 1}"
@@ -104,13 +108,13 @@ def _csv_rows(text: str, file: Path, known: Sequence[str]) -> Iterator[tuple[Pla
             yield place, dict(zip(columns, cells, strict=True))
 
 
-def _json_rows(text: str, file: Path, known: Sequence[str]) -> Iterator[tuple[Place, Row]]:
-    for number, line in enumerate(text.split("\n"), start=1):
+def _json_rows(lines: Iterable[str], file: Path, known: Sequence[str]) -> Iterator[tuple[Place, Row]]:
+    for number, line in enumerate(lines, start=1):
         place = f"{file}, row {number}"
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line.rstrip("\n"))
         except (ValueError, RecursionError) as error:
             raise DatasetError(f"{place}: {error}; expected one JSON object a line.") from error
         if not isinstance(row, dict):

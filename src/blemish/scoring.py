@@ -6,8 +6,9 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from blemish.files import write_text
 from blemish.judging import Judged, Scored, ScoredPart, decide_parts, finite, from_line, judge
 from blemish.metric import Evaluation, Mode, Options, Results
 from blemish.objects import name_of
-from blemish.parts import part_of
+from blemish.parts import part_of, places_of_parts
 from blemish.progress import bar
 from blemish.reading import digest, read_mask
 from blemish.types import Decider, Failure, Policy, Sample
@@ -41,12 +42,12 @@ class Report:
     """{category: what decided}."""
     results: Results
     """All metrics."""
-    scored: list[Scored]
+    scored: Sequence[Scored]
     """Every picture that could be read."""
     failures: list[Failure]
     """Every picture or mask that could not be used."""
-    samples: dict[str, Sample] = field(default_factory=dict)
-    """{path: sample}."""
+    samples: Mapping[str, Sample] = field(default_factory=dict)
+    """{path: sample}; quick where asked for in the order of `scored`."""
     learned: tuple[str, ...] = ()
     """Good test pictures that the detector has learned from, so that it knows them."""
     parts: list[ScoredPart] = field(default_factory=list)
@@ -97,7 +98,8 @@ def score(
     Raises:
         DatasetError: there are no labelled test pictures, or none that can be read.
     """
-    samples, options = labelled(data), options or Options()
+    tested, options = Tested.of(data), options or Options()
+    samples = tested.samples
     intervals = options.resamples > 0
     work = _Work(_progress_folder(predictor, samples, (policy, mode, intervals)) if resume else None, mode, intervals)
     done = work.done
@@ -112,8 +114,9 @@ def score(
             drawn.advance()
     work.save()
     read = [sample for sample in samples if str(sample.path) in work.rows]
-    found = Found(work.evaluation, work.rows, work.failures, learned(predictor.header, read))
-    return replace(report(predictor, data, found, policy, options), progress=work.folder)
+    scored = [work.rows[str(sample.path)] for sample in read]
+    found = Found(work.evaluation, scored, work.failures, learned(predictor.header, read))
+    return replace(report(predictor, tested, found, policy, options), progress=work.folder)
 
 
 def labelled(data: Dataset) -> list[Sample]:
@@ -132,42 +135,93 @@ def labelled(data: Dataset) -> list[Sample]:
 
 
 @dataclass(frozen=True)
+class Tested:
+    """What is known of the test pictures of a dataset before any is looked at."""
+
+    root: Path
+    """Of the dataset."""
+    sentences: list[str]
+    """What was found."""
+    categories: list[str]
+    """Of the dataset."""
+    samples: Sequence[Sample]
+    """The labelled test pictures; views of one part follow on one another."""
+
+    @classmethod
+    def of(cls, data: Dataset, keep: Callable[[Iterable[Sample]], Sequence[Sample]] = list) -> "Tested":
+        """That of a dataset, of which nothing else is kept.
+
+        Args:
+            data: The dataset.
+            keep: How to keep its test pictures.
+
+        Raises:
+            DatasetError: none is labelled.
+        """
+        samples = labelled(data)
+        ordered = (samples[place] for part in places_of_parts(samples) for place in part)
+        return cls(data.root, data.sentences(), data.categories, keep(ordered))
+
+
+@dataclass(frozen=True)
 class Found:
     """What was found out, whoever went through the pictures."""
 
     evaluation: Evaluation
-    rows: Mapping[str, Scored]
-    """{path or address: what was scored}."""
+    scored: Sequence[Scored]
+    """Every picture that could be read, in the order of the samples."""
     failures: list[Failure]
     learned: tuple[str, ...]
     """Good pictures that the detector has learned from."""
 
 
-def report(predictor: Predictor, data: Dataset, found: Found, policy: Policy | None, options: Options) -> Report:
+class _Named(Mapping[str, Sample]):
+    """Samples by their names, without keeping these: quick where asked for in order, for those that are there."""
+
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self._samples, self._next = samples, 0
+
+    def __getitem__(self, name: str) -> Sample:
+        for place in chain(range(self._next, len(self)), range(self._next)):
+            sample = self._samples[place]
+            if name_of(sample.path) == name:
+                self._next = place + 1
+                return sample
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return (name_of(sample.path) for sample in self._samples)
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+
+def report(predictor: Predictor, tested: Tested, found: Found, policy: Policy | None, options: Options) -> Report:
     """The report on what was found on the labelled test pictures of a dataset.
 
     Raises:
         DatasetError: none of them can be read.
     """
-    samples = {name_of(sample.path): sample for sample in labelled(data)}
-    if not found.rows:
+    if not found.scored:
         raise DatasetError(
-            f"{data.root}: none of the {len(samples)} test pictures can be read; {found.failures[0].reason}"
+            f"{tested.root}: none of the {len(tested.samples)} test pictures can be read; {found.failures[0].reason}"
         )
-    deciders = {category: predictor.decider(category, policy) for category in data.categories}
+    deciders = {category: predictor.decider(category, policy) for category in tested.categories}
     thresholds = {category: decider.reject.value for category, decider in deciders.items()}
-    scored = [found.rows[name] for name in samples if name in found.rows]
     options = replace(options, thresholds=thresholds, top_views=(policy or predictor.policy).top_views)
+    samples = _Named(tested.samples)
+    has_parts = any(sample.part for sample in tested.samples)
+    categories = {name_of(sample.path): sample.category for sample in tested.samples if has_parts}
     return Report(
         header=predictor.header,
-        sentences=data.sentences(),
+        sentences=tested.sentences,
         deciders=deciders,
         results=found.evaluation.compute(options),
-        scored=scored,
+        scored=found.scored,
         failures=found.failures,
         samples=samples,
         learned=found.learned,
-        parts=decide_parts(predictor, scored, policy, {name: sample.category for name, sample in samples.items()}),
+        parts=decide_parts(predictor, found.scored, policy, categories) if has_parts else [],
     )
 
 

@@ -5,8 +5,8 @@ has to be kept), what its loss is, and how good the weights are now. Everything 
 precision, clipping, the learning rate, budgets, progress, saving.
 
 Where several processes share the work (`distributed`), each takes its part of a batch in `batches`,
-gradients are averaged, and the first one judges, keeps time and saves; all weights stay the same. A
-state can be taken up by any number of processes.
+gradients are averaged as they come, and the first one judges, keeps time and saves; all weights stay
+the same. A state can be taken up by any number of processes.
 """
 
 import itertools
@@ -208,6 +208,7 @@ class _Run:
         # Those that shrink come first, as in unfinished states of old.
         groups = sorted(kinds.items(), key=lambda kind: not kind[0][1])
         self.parameters = [parameter for _, own in groups for parameter in own]
+        self.averaging = distributed.Averaging([each for each in module.parameters() if each.requires_grad])
         # Without decay this is Adam, to the last digit.
         self.optimiser = torch.optim.AdamW(
             [
@@ -236,13 +237,12 @@ class _Run:
         """Changes the weights once, after the gradients of `config.accumulate` batches."""
         start = time.monotonic()
         for group in self.optimiser.param_groups:
-            factor = SCHEDULES[self.config.schedule](self.progress)
-            group["lr"] = self.config.learning_rate * group["rate"] * factor
+            group["lr"] = self.config.learning_rate * group["rate"] * SCHEDULES[self.config.schedule](self.progress)
         self.module.train()
         buffers = [buffer.clone() for buffer in self.module.buffers()]  # a bad forward pass spoils running means
         values: dict[str, float] = {}
         self.optimiser.zero_grad(set_to_none=True)
-        for _ in range(self.config.accumulate):
+        for number in range(1, self.config.accumulate + 1):
             asked = time.monotonic()
             batch = next(batches)
             self.outcome.waited += time.monotonic() - asked
@@ -253,8 +253,8 @@ class _Run:
                 values[name] = values.get(name, 0.0) + mean / self.config.accumulate
             if not math.isfinite(sum(values.values())):
                 self._stop("loss", values, buffers)
-            (torch.stack([part.float() for part in parts.values()]).sum() / self.config.accumulate).backward()
-        distributed.average_gradients(self.parameters)
+            with self.averaging.during(number == self.config.accumulate):
+                (torch.stack([part.float() for part in parts.values()]).sum() / self.config.accumulate).backward()
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip or math.inf)
         if not norm.isfinite():
             self._stop("gradient", values, buffers)

@@ -221,10 +221,10 @@ def test_a_changed_manifest_is_read_again(tmp_path: Path) -> None:
 
 
 def test_many_categories_parse_the_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write(tmp_path, "path,category\n" + "".join(f"g{i}.png,c{i}\n" for i in range(5)))
     reads = []
-    original = Path.read_text
-    monkeypatch.setattr(Path, "read_text", lambda self, *a, **k: reads.append(self) or original(self, *a, **k))
-    rows = "".join(f"g{i}.png,c{i}\n" for i in range(5))
-    data: Dataset = open_dataset("manifest", write(tmp_path, f"path,category\n{rows}"))
+    original = Path.open
+    monkeypatch.setattr(Path, "open", lambda self, *a, **k: reads.append(self) or original(self, *a, **k))
+    data: Dataset = open_dataset("manifest", file)
     assert len(data.categories) == 5
     assert [path.name for path in reads].count("manifest.csv") == 1

@@ -54,7 +54,7 @@ def test_actors_draw_the_same_set(model, tmp_path, monkeypatch):
 
     def here(blocks, make, shared, cluster):
         work = make(shared)
-        for number, text in reversed(blocks):
+        for number, text in reversed(list(blocks)):
             left.append(number)
             yield number, work(text)
             if len(left) == 1:

@@ -2,8 +2,8 @@
 
 import heapq
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -82,12 +82,15 @@ class Predict:
     def _on_ray(self, place: "Place") -> int:
         """The same, done by actors."""
         from blemish import artifact, blocks, predictions
+        from blemish.packed import packed_samples
 
         pictures, root = blocks.pictures_of(self.shown.pictures, self.out_dir)
         predictor = artifact.deciding(self.detector.artifact)
         policy = self.detector.policy(predictor.policy)
         views = Views(self.shown.view_pattern, self.shown.missing_views)
-        samples = predictions.samples_of(pictures, self._category(predictor), views)
+        samples = packed_samples(predictions.samples_of(pictures, self._category(predictor), views))
+        if not samples:
+            raise predictions.nothing_in(self.shown.pictures)
         order = blocks.Order(
             self.detector.artifact,
             self.detector.device,
@@ -97,16 +100,14 @@ class Predict:
             root=root,
         )
         done = blocks.predict(order, samples, place, self.out_dir)
-        failures, counts = done.failures(), done.write_lines(self._lines)
-        if not counts:
-            raise DatasetError(f"none of the {len(samples)} pictures can be read; {failures[0].reason}")
-        rows = done.scored()
-        if any(sample.part for sample in samples):
-            self._say(predictor, list(rows), counts)
-        else:  # no more than the table shows, however many there are
-            self._say(predictor, heapq.nlargest(predictions.ROWS, rows, key=lambda row: row.image_score), counts)
+        # No more than the table shows, however many there are; of parts, all views, but not where each is abnormal.
+        has_parts = any(sample.part for sample in samples)
+        found = done.gather(_without_regions if has_parts else _highest, self._lines)
+        if not found.scored:
+            raise DatasetError(f"none of the {len(samples)} pictures can be read; {found.failures[0].reason}")
+        self._say(predictor, found.scored, found.counts)
         done.forget()
-        return report_failures(failures)
+        return report_failures(found.failures)
 
     def _category(self, predictor: "Predictor") -> str:
         return self.shown.category or (predictor.categories[0] if len(predictor.categories) == 1 else "")
@@ -133,6 +134,16 @@ class Predict:
                 f"{why[:1].upper()}{why[1:]} So the threshold is that of all categories together, and its promise "
                 "holds for their mix; see --category."
             )
+
+
+def _highest(scored: "Iterable[Scored]") -> "list[Scored]":
+    from blemish import predictions
+
+    return heapq.nlargest(predictions.ROWS, scored, key=lambda row: row.image_score)
+
+
+def _without_regions(scored: "Iterable[Scored]") -> "list[Scored]":
+    return [replace(row, regions=()) for row in scored]
 
 
 COMMAND = Predict

@@ -11,8 +11,7 @@ from blemish.objects import is_address, name_of
 if TYPE_CHECKING:
     from blemish.artifact import Predictor
     from blemish.blocks import Place
-    from blemish.dataset import Dataset
-    from blemish.scoring import Report
+    from blemish.scoring import Report, Tested
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class Score:
             raise ConfigError("--html draws pictures, which are not on this machine; expected --json or --csv.")
         predictor = artifact.deciding(self.detector.artifact)
         known, policy, options = predictor.categories, self.detector.policy(predictor.policy), self.metrics.how()
-        data, root = self._open(known)
+        tested, root = self._open(known)
         order = blocks.Order(
             self.detector.artifact,
             self.detector.device,
@@ -73,17 +72,21 @@ class Score:
             intervals=options.resamples > 0,
             root=root,
         )
-        found, job = blocks.score(order, data, place, options)
+        found, job = blocks.score(order, tested, place, options)
         self._write(found, predictor if self.html is None else self.detector.load())
         job.forget()
         return report_failures(found.failures)
 
-    def _open(self, known: "list[str]") -> "tuple[Dataset, str]":
+    def _open(self, known: "list[str]") -> "tuple[Tested, str]":
+        """The test pictures, which is all that is kept of the dataset; and the address of their store."""
         from blemish.blocks import open_data
+        from blemish.packed import packed_samples
+        from blemish.scoring import Tested
 
         if not is_address(self.data.data):
-            return self.data.open(known=known), ""
-        return open_data(self.data.data, lambda folder: self.data.open(known=known, root=folder))
+            return Tested.of(self.data.open(known=known), packed_samples), ""
+        data, root = open_data(self.data.data, lambda folder: self.data.open(known=known, root=folder))
+        return Tested.of(data, packed_samples), root
 
     def _write(self, found: "Report", predictor: "Predictor") -> None:
         from blemish import report

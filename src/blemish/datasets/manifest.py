@@ -21,11 +21,13 @@ defective ones.
 """
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from blemish.dataset import BAD_WORDS, GOOD_WORDS, split_good
 from blemish.errors import DatasetError, not_among
+from blemish.packed import packed_samples
 from blemish.rows import LISTS, PICTURE, Finder, Place, Row, read_rows, word
 from blemish.types import Sample, Split
 
@@ -64,7 +66,7 @@ def _version(file: Path) -> tuple[int, ...]:
 
 
 @functools.lru_cache(maxsize=1)  # every category asks for its own, and there may be 100,000 rows
-def _parsed(file: Path, _version: tuple[int, ...]) -> dict[str, list[Sample]]:
+def _parsed(file: Path, _version: tuple[int, ...]) -> dict[str, Sequence[Sample]]:
     find = Finder(file.parent)
     found: dict[str, list[Sample]] = {}
     says_split = set()
@@ -79,7 +81,8 @@ def _parsed(file: Path, _version: tuple[int, ...]) -> dict[str, list[Sample]]:
             says_split.add(sample.category)
     if not found:
         raise DatasetError(f'{file} lists no pictures; expected a column "path" and a row for each picture.')
-    return {name: own if name in says_split else split_good(own) for name, own in found.items()}
+    # Packed, because it is kept as long as the process runs.
+    return {name: packed_samples(own if name in says_split else split_good(own)) for name, own in found.items()}
 
 
 def _sample(row: Row, find: Finder, place: Place) -> Sample:

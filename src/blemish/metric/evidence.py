@@ -2,7 +2,7 @@
 
 import json
 import zlib
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
 from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar, cast
@@ -174,9 +174,10 @@ def group_of(picture: Picture) -> int:
     return zlib.crc32((picture.part or picture.path).encode("utf-8", "surrogateescape")) % GROUPS
 
 
-def refuse_duplicates(one: Iterable[str], two: Iterable[str]) -> None:
-    """Raises `MetricError` if a path is in both."""
-    both = sorted(set(one) & set(two))
+def refuse_duplicates(one: Collection[str], two: Collection[str]) -> None:
+    """Raises `MetricError` if a path is in both; the larger one should be quick to look into."""
+    few, many = sorted((one, two), key=len)
+    both = sorted(path for path in few if path in many)
     if both:
         raise MetricError(
             f"{both[0]} is in both evaluations, as {len(both)} pictures are; expected every path once, "
@@ -276,13 +277,16 @@ class Evidence:
         bad = [picture.path for picture in pictures if not np.isfinite(picture.image_score)]
         if bad:
             raise Undefined(f"the score of {min(bad)} is not finite ({len(bad)} of {len(pictures)} pictures)")
-        found: dict[str, list[Picture]] = {}
-        for picture in pictures:
-            found.setdefault((level == "part" and picture.part) or f"\0{picture.path}", []).append(picture)
+        units: Sequence[Sequence[Picture]] = [(picture,) for picture in pictures]
+        if level == "part":
+            found: dict[str, list[Picture]] = {}
+            for picture in pictures:
+                found.setdefault(picture.part or f"\0{picture.path}", []).append(picture)
+            units = list(found.values())
         top = self.options.top_views
-        scores = [part_score((picture.image_score for picture in views), top) for views in found.values()]
-        labels = [any(self._is_anomalous(picture) for picture in views) for views in found.values()]
-        groups = [group_of(views[0]) for views in found.values()]
+        scores = [part_score((picture.image_score for picture in views), top) for views in units]
+        labels = [any(self._is_anomalous(picture) for picture in views) for views in units]
+        groups = [group_of(views[0]) for views in units]
         return np.array(scores, np.float64), np.array(labels, bool), np.array(groups, np.int64)
 
     def _is_anomalous(self, picture: Picture) -> bool:

@@ -211,12 +211,12 @@ class MVAD(Restorer):
 
     def plan(self, samples: Sequence[Sample]) -> Plan:
         """How to train on these pictures; an epoch drops the last, incomplete batch."""
-        parts = places_of_parts(samples)
+        parts = list(places_of_parts(samples))
         return self.config.counted(max(1, len(parts) // self._parts_at_once(parts)))
 
     def batches(self, features: Features) -> Callable[[int], Batch]:
         """The batch of each number: whole parts."""
-        parts = places_of_parts(features.samples)
+        parts = list(places_of_parts(features.samples))
         size = self._parts_at_once(parts)
 
         def batch(step: int) -> Batch:

@@ -7,15 +7,27 @@ pictures that the page shows are computed again, because a report keeps none.
 from pathlib import Path
 
 from blemish.artifact import Predictor
-from blemish.files import write_text
+from blemish.files import replacing, write_text
 from blemish.report.page import environment, to_html
 from blemish.report.plots import check_drawing, draw_choices, draw_panels
-from blemish.report.summary import caveats, full_table, headline, notes, number, printable, table, to_csv, to_json
+from blemish.report.summary import (
+    caveats,
+    csv_lines,
+    full_table,
+    headline,
+    notes,
+    number,
+    printable,
+    table,
+    to_csv,
+    to_json,
+)
 from blemish.scoring import Report
 
 __all__ = [
     "caveats",
     "check_drawing",
+    "csv_lines",
     "draw_choices",
     "draw_panels",
     "environment",
@@ -55,6 +67,7 @@ def write(
     if json_file is not None:
         write_text(json_file, to_json(report))
     if csv_file is not None:
-        write_text(csv_file, to_csv(report))
+        with replacing(csv_file) as temporary, temporary.open("w", encoding="utf-8") as opened:
+            opened.writelines(csv_lines(report))
     if html_file is not None:
         write_text(html_file, to_html(report, predictor))

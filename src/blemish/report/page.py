@@ -201,18 +201,18 @@ def _sections(report: Report, predictor: Predictor) -> list[Section]:
     shots = _shots(report, predictor, rows, _limit(len(found), max([size, *map(len, pictures)])))
     sections = []
     for category, rows in found.items():
-        decider = report.deciders.get(category)
+        decider, good = report.deciders.get(category), tally(rows, False)
         sections.append(
             Section(
                 category=category,
-                good=tally(rows, False),
+                good=good,
                 defective=tally(rows, True),
-                promise=_capital(promise(report, category, rows)),
+                promise=_capital(promise(report, category, good)),
                 plots=plots(category, rows, decider),
                 defects=_defects(report, category, rows),
                 galleries=tuple(_gallery(title, about, own, shots) for title, about, own in chosen[category]),
                 has_review=decider is not None and decider.review is not None,
-                is_broken=is_broken(report, category, rows),
+                is_broken=is_broken(report, category, good),
                 parts=_parts(parts[category], decider) if category in parts else None,
             )
         )

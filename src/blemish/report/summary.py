@@ -5,15 +5,16 @@ import io
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from blemish.judging import Scored, ScoredPart
 from blemish.metric import Results
+from blemish.objects import name_of
 from blemish.scoring import Report
-from blemish.types import Failure, Sample, Threshold, one_in
+from blemish.types import Decision, Failure, Sample, Threshold, one_in
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -65,8 +66,13 @@ class Tally:
     @classmethod
     def of(cls, scored: Iterable[Scored | ScoredPart]) -> "Tally":
         """The counts of these pictures, or parts."""
-        counts = Counter(row.decision for row in scored)
-        return cls(counts.total(), counts["good"], counts["review"], counts["defective"])
+        return cls.counted(Counter(row.decision for row in scored))
+
+    @classmethod
+    def counted(cls, counts: "Mapping[Decision, int]") -> "Tally":
+        """The same of counts."""
+        passed, review, rejected = (counts.get(decision, 0) for decision in get_args(Decision))
+        return cls(sum(counts.values()), passed, review, rejected)
 
 
 def table(results: Results) -> "Table":
@@ -124,9 +130,22 @@ def floors(values: Mapping[str, float]) -> dict[str, float]:
 
 def notes(report: Report) -> list[str]:
     """What a reader of the table should know: thresholds and what was seen of their promise, then `remarks`."""
-    sections = by_category(report)
-    thresholds = [printable(f"{category}: {promise(report, category, rows)}") for category, rows in sections.items()]
+    thresholds = [printable(f"{name}: {promise(report, name, good)}") for name, (good, _) in seen(report).items()]
     return thresholds + remarks(report)
+
+
+def seen(report: Report) -> dict[str, tuple[Tally, Tally]]:
+    """{category: how its good and its defective pictures were decided}, in the order of the results."""
+    counts = {(category, kind): Counter[Decision]() for category in report.results.metrics for kind in (False, True)}
+    for row in report.scored:
+        if row.is_anomalous is not None:
+            key = sample_of(report, row).category, row.is_anomalous
+            counts.setdefault(key, Counter())[row.decision] += 1
+    names = dict.fromkeys(category for category, _ in counts)
+    return {
+        name: (Tally.counted(counts.get((name, False), {})), Tally.counted(counts.get((name, True), {})))
+        for name in names
+    }
 
 
 def remarks(report: Report) -> list[str]:
@@ -230,16 +249,24 @@ def to_json(report: Report) -> str:
 
 def to_csv(report: Report) -> str:
     """The scores, a line for each picture; what is not a number is empty."""
-    text = io.StringIO()
-    lines = csv.writer(text, lineterminator="\n")
-    lines.writerow(CSV_COLUMNS)
+    return "".join(csv_lines(report))
+
+
+def csv_lines(report: Report) -> Iterator[str]:
+    """The same line by line."""
+    yield _csv_line(CSV_COLUMNS)
     for row in report.scored:
         found = row.regions
         known = "" if row.is_anomalous is None else str(row.is_anomalous).lower()
         scores = [_cell(row.image_score), _cell(row.calibrated_score)]
         largest = [max(region.area for region in found), _cell(max(region.peak for region in found))] if found else []
         about = [row.path, sample_of(report, row).category, known, row.defect]
-        lines.writerow([*about, *scores, row.decision, len(found), *(largest or ["", ""])])
+        yield _csv_line([*about, *scores, row.decision, len(found), *(largest or ["", ""])])
+
+
+def _csv_line(cells: Sequence[object]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(cells)
     return printable(text.getvalue())
 
 
@@ -275,9 +302,10 @@ def thresholds(report: Report) -> dict[str, Threshold]:
 
 def sorted_failures(report: Report) -> tuple[list[Failure], list[Failure]]:
     """Pictures that are left out, and those that were scored without their mask."""
-    scored = {row.path for row in report.scored}
-    unread = [failure for failure in report.failures if str(failure.path) not in scored]
-    return unread, [failure for failure in report.failures if str(failure.path) in scored]
+    failed = {name_of(failure.path) for failure in report.failures}
+    scored = {row.path for row in report.scored if row.path in failed} if failed else set()
+    unread = [failure for failure in report.failures if name_of(failure.path) not in scored]
+    return unread, [failure for failure in report.failures if name_of(failure.path) in scored]
 
 
 def tally(scored: Iterable[Scored], is_anomalous: bool) -> Tally:
@@ -285,21 +313,20 @@ def tally(scored: Iterable[Scored], is_anomalous: bool) -> Tally:
     return Tally.of(row for row in scored if row.is_anomalous is is_anomalous)
 
 
-def promise(report: Report, category: str, rows: Sequence[Scored]) -> str:
-    """What is promised of a category's threshold, and what was seen of it."""
+def promise(report: Report, category: str, good: Tally) -> str:
+    """What is promised of a category's threshold, and what was seen of it on good pictures."""
     decider = report.deciders.get(category)
     if decider is None:
         return "there is no threshold."
     sentences = [decider.reject.sentence()]
     if decider.review is not None:
         sentences.append(f"To a person from {decider.review.sentence()}")
-    good = tally(rows, False)
     if not good.total:
         return " ".join([*sentences, "There are no good test pictures to see whether that holds."])
     sentences.append(f"Seen: {share(good.rejected, good.total)} good rejected.")
     if decider.review is not None:
         sentences.append(f"Sent to a person: {share(good.review, good.total)} good.")
-    if is_broken(report, category, rows):
+    if is_broken(report, category, good):
         sentences.append(
             "That is more than chance explains: the good test pictures are not like those that the threshold "
             "rests on. Calibrate on pictures as they come from the line."
@@ -307,9 +334,9 @@ def promise(report: Report, category: str, rows: Sequence[Scored]) -> str:
     return " ".join(sentences)
 
 
-def is_broken(report: Report, category: str, rows: Sequence[Scored]) -> bool:
+def is_broken(report: Report, category: str, good: Tally) -> bool:
     """Whether more good pictures of a category were rejected than chance explains if its promise holds."""
-    good, decider = tally(rows, False), report.deciders.get(category)
+    decider = report.deciders.get(category)
     return decider is not None and _chance(good.rejected, good.total, decider.reject) < _SURPRISING
 
 
@@ -326,8 +353,11 @@ def _chance(seen: int, tested: int, threshold: Threshold) -> float:
     def log_beta(x: float, y: float) -> float:
         return math.lgamma(x) + math.lgamma(y) - math.lgamma(x + y)
 
+    def log_choose(count: int) -> float:  # the number itself may have millions of digits
+        return math.lgamma(tested + 1) - math.lgamma(count + 1) - math.lgamma(tested - count + 1)
+
     terms = (
-        math.log(math.comb(tested, count)) + log_beta(count + a, tested - count + b) - log_beta(a, b)
+        log_choose(count) + log_beta(count + a, tested - count + b) - log_beta(a, b)
         for count in range(seen, tested + 1)
     )
     return min(1.0, math.fsum(math.exp(term) for term in terms))

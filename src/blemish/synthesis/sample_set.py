@@ -159,10 +159,10 @@ def _drawn_by(actors: Actors, task: _Task, real: Picture | None, numbers: Sequen
         opened = io.BytesIO()
         np.save(opened, real)
         shared["real"] = opened.getvalue()
-    blocks = [(group, json.dumps(own)) for group, own in groups.items()]
+    blocks = ((group, json.dumps(own)) for group, own in groups.items())
     waiting = set(numbers)
     make = partial(_drawing, task, actors.cluster.device)
-    for _, found in engine.spread(blocks, make, shared, actors.cluster) if blocks else ():
+    for _, found in engine.spread(blocks, make, shared, actors.cluster):
         lines = json.loads(found["lines"])
         for number, line in ((number, line) for number, line in lines if number in waiting):
             waiting.discard(number)
