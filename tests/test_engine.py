@@ -71,6 +71,7 @@ def test_a_cluster_that_is_not_there_is_an_error():
         list(spread([(0, "")], dict, {}, Cluster("127.0.0.1:1")))
 
 
+@pytest.mark.filterwarnings("ignore")  # Ray warns of what it does itself
 def test_no_more_blocks_are_made_than_actors_have_in_hand(monkeypatch):
     made, taken, texts = [], [], [f"block {number}" for number in range(10)]
     monkeypatch.setattr(engine, "AHEAD", 4)
