@@ -50,6 +50,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         sys.stderr.close()  # whoever read the output has left, which is their right
         sys.exit(0)
+    except OSError as error:  # of the machine, and so nothing that a traceback explains
+        if "--debug" in given:
+            traceback.print_exc()
+        place = f"{error.filename}: " if error.filename else ""
+        said = f"{type(error).__name__}: {place}{error.strerror or error}; see to permissions and free space."
+        Console(stderr=True).print(said, markup=False, highlight=False, soft_wrap=True)
+        sys.exit(FAILED)
 
 
 def run(arguments: Sequence[str]) -> int:
