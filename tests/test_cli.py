@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -77,6 +78,17 @@ def test_what_needs_torch_says_so_where_there_is_none(words):
 def test_runs_as_a_module():
     done = subprocess.run([sys.executable, "-m", "blemish", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("blemish 0.")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8:strict", "ascii:strict"])
+def test_names_that_cannot_be_printed_are_spelled_out(encoding):
+    name = os.fsencode("ö") + b"\xff.blemish"
+    done = subprocess.run(
+        [sys.executable, "-m", "blemish", "inspect", name],
+        capture_output=True, env={**os.environ, "PYTHONIOENCODING": encoding}, check=False,
+    )  # fmt: skip
+    assert done.returncode == command.FAILED
+    assert b"\\udcff.blemish: no such file" in done.stderr
 
 
 def test_a_reader_who_leaves_is_no_failure():
