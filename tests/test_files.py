@@ -3,6 +3,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from blemish import files
 from blemish.errors import OutputError
@@ -75,6 +76,13 @@ def test_a_full_device_is_named(tmp_path):
         add("line")
     assert full.is_symlink()
     assert Path("/dev/full").is_char_device()
+
+
+@pytest.mark.parametrize("way", [files.replacing, files.replacing_together])
+def test_a_disk_that_is_full_for_safetensors_is_named(tmp_path, way):
+    with pytest.raises(OutputError, match=r"a.blemish can't be written .*No space left"), way(tmp_path / "a.blemish"):
+        raise SafetensorError("I/O error: No space left on device")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("is_there", [True, False])
