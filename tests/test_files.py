@@ -37,6 +37,12 @@ def test_a_read_only_folder_is_named(tmp_path):
         files.write_text(tmp_path / "x", "")
 
 
+def test_what_a_file_will_hold_must_be_in_its_name(tmp_path):
+    files.check_writable(tmp_path / "a.PNG", ".png")
+    with pytest.raises(OutputError, match="expected a name that ends in .png"):
+        files.check_writable(tmp_path / "a.gif", ".png")
+
+
 def test_what_is_in_the_way_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="is a folder"):

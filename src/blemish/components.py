@@ -194,7 +194,7 @@ def write_sheet(
     """
     if count < 1:
         raise bad_option("count", count, "1 or more")
-    check_writable(path)
+    check_writable(path, ".png")
     data.require_train()
     failures: list[Failure] = []
     good = components.usable(data.train, failures)

@@ -164,12 +164,18 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def check_writable(path: Path) -> None:
+def check_writable(path: Path, ending: str = "") -> None:
     """Nothing, if a file could be written at `path`: asked before long work, so that none is lost.
+
+    Args:
+        path: Of the file.
+        ending: That its name must have, if any: what it will hold.
 
     Raises:
         OutputError: it could not.
     """
+    if ending and path.suffix.lower() != ending:
+        raise OutputError(f'{path} ends in "{path.suffix}"; expected a name that ends in {ending}.')
     if os.path.isdir(path):  # noqa: PTH112 - pathlib raises where a folder above may not be looked into
         raise OutputError(f"{path} is a folder; expected the name of a file to write.")
     is_there = os.path.exists(path)  # noqa: PTH110 - likewise
