@@ -53,7 +53,8 @@ def test_configs_survive_json_with_everything_changed():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{}", "[]", '{"blemish_artifact": 1}', '{"blemish_artifact": 1, "model": "x", "y": 1}']
+    "text",
+    ["", "{}", "[]", "[" * 99_999, '{"blemish_artifact": 1}', '{"blemish_artifact": 1, "model": "x", "y": 1}'],
 )
 def test_other_json_is_no_header(text):
     with pytest.raises(ArtifactError, match="is not an artifact"):
@@ -139,13 +140,18 @@ def test_predict_takes_files_arrays_and_tensors(tmp_path):
     batch = images.to_batch(pictures, predictor.preprocessing)
     expected = predictor.predict(batch)
     assert expected.anomaly_map.shape == (2, 32, 48)
-    for given in (paths, [str(path) for path in paths], torch.from_numpy(batch), images.to_batch(pictures)):
+    tensor = torch.from_numpy(batch)
+    for given in (paths, [str(path) for path in paths], tensor, images.to_batch(pictures), batch[:, ::-1, ::-1]):
         np.testing.assert_allclose(predictor.predict(given).image_score, expected.image_score, rtol=1e-6)
+    np.testing.assert_allclose(predictor.predict(tensor.bfloat16()).image_score, expected.image_score, rtol=0.01)
     assert predictor.predict(paths[1]).image_score == expected.image_score[1]
     many = predictor.predict([paths[0], paths[1]] * 5)
     np.testing.assert_array_equal(many.image_score, np.tile(expected.image_score, 5))
     with pytest.raises(ShapeError, match="at least one"):
         predictor.predict([])
+    for given in (pictures, b"a.png", [Image.fromarray(pictures[0])], [paths[0], None]):
+        with pytest.raises(ShapeError, match=r"pictures holds a .*to_batch"):
+            predictor.predict(given)
     with pytest.raises(ImageError, match="can't be opened"):
         predictor.predict(tmp_path / "missing.png")
 

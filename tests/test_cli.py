@@ -1,5 +1,7 @@
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -44,6 +46,19 @@ def test_debug_shows_where(capsys):
     assert "Traceback" in capsys.readouterr().err
 
 
+def test_what_the_machine_refuses_is_a_sentence(monkeypatch, capsys):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    assert call("inspect", "closed/part.blemish") == command.FAILED
+    printed = capsys.readouterr().err
+    assert "PermissionError: closed/part.blemish: Permission denied; see to permissions" in printed
+    assert "Traceback" not in printed
+    assert call("inspect", "closed/part.blemish", "--debug") == command.FAILED
+    assert "Traceback" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("words", [["--help"], ["help"], [], ["--version"], ["fit", "--help"], ["score", "--help"]])
 def test_help_is_there(words, capsys):
     assert call(*words) == 0
@@ -63,3 +78,23 @@ def test_what_needs_torch_says_so_where_there_is_none(words):
 def test_runs_as_a_module():
     done = subprocess.run([sys.executable, "-m", "blemish", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("blemish 0.")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8:strict", "ascii:strict"])
+def test_names_that_cannot_be_printed_are_spelled_out(encoding):
+    name = os.fsencode("ö") + b"\xff.blemish"
+    done = subprocess.run(
+        [sys.executable, "-m", "blemish", "inspect", name],
+        capture_output=True, env={**os.environ, "PYTHONIOENCODING": encoding}, check=False,
+    )  # fmt: skip
+    assert done.returncode == command.FAILED
+    assert b"\\udcff.blemish: no such file" in done.stderr
+
+
+def test_a_reader_who_leaves_is_no_failure():
+    with subprocess.Popen(
+        [sys.executable, "-m", "blemish", "list", "metrics"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as running:
+        running.stdout.close()
+        assert running.wait(60) == 0
+        assert running.stderr.read() == b""

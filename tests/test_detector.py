@@ -34,6 +34,17 @@ def test_one_good_picture_is_too_few(tmp_path):
         blemish.create("patchcore", preset="tiny").fit(data)
 
 
+@pytest.mark.parametrize(("split", "said"), [("train", "to learn from"), ("validation", "held out to calibrate cloth")])
+def test_pictures_that_cannot_be_read_are_told_before_anything_is_learned(tmp_path, monkeypatch, split, said):
+    data = blemish.open_dataset("auto", textures.write(tmp_path, train=5))
+    for sample in getattr(data, split):
+        sample.path.write_bytes(b"")
+    detector = blemish.create("patchcore", preset="tiny")
+    monkeypatch.setattr(detector, "learn", lambda *_: pytest.fail("it has learned"))
+    with pytest.raises(DatasetError, match=rf"good pictures .*{said}, none of \d can be read .*is empty"):
+        detector.fit(data)
+
+
 def test_the_test_set_is_not_looked_at(tmp_path):
     root = textures.write(tmp_path)
     data = blemish.open_dataset("auto", root)

@@ -3,6 +3,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from blemish import files
 from blemish.errors import OutputError
@@ -34,6 +35,12 @@ def test_a_read_only_folder_is_named(tmp_path):
         files.check_writable(tmp_path / "x")
     with pytest.raises(OutputError, match="can't be written"):
         files.write_text(tmp_path / "x", "")
+
+
+def test_what_a_file_will_hold_must_be_in_its_name(tmp_path):
+    files.check_writable(tmp_path / "a.PNG", ".png")
+    with pytest.raises(OutputError, match="expected a name that ends in .png"):
+        files.check_writable(tmp_path / "a.gif", ".png")
 
 
 def test_what_is_in_the_way_is_named(tmp_path):
@@ -75,6 +82,13 @@ def test_a_full_device_is_named(tmp_path):
         add("line")
     assert full.is_symlink()
     assert Path("/dev/full").is_char_device()
+
+
+@pytest.mark.parametrize("way", [files.replacing, files.replacing_together])
+def test_a_disk_that_is_full_for_safetensors_is_named(tmp_path, way):
+    with pytest.raises(OutputError, match=r"a.blemish can't be written .*No space left"), way(tmp_path / "a.blemish"):
+        raise SafetensorError("I/O error: No space left on device")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("is_there", [True, False])

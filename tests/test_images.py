@@ -390,6 +390,10 @@ class TestToChw:
         assert images.to_batch(np.stack([one, one]), Preprocessing((32, 32))).shape == (2, 3, 32, 32)
         with pytest.raises(ShapeError, match="images is empty"):
             images.to_batch([])
+        for other in (None, "a.png", Image.new("RGB", (9, 9))):
+            for wrong in (other, [one, other]):
+                with pytest.raises(ShapeError, match=f"of type {type(other).__name__}; expected a NumPy array"):
+                    images.to_batch(wrong, Preprocessing((32, 32)))
 
 
 class TestIntensity:

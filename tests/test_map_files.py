@@ -104,6 +104,11 @@ def damaged(path):
     path.write_bytes(b"not a picture")
 
 
+def zipped(path):
+    with path.open("wb") as opened:
+        np.savez(opened, GOOD)
+
+
 FAULTS = {
     "shapes": (
         lambda root: [write(root / f"masks/cup/dent/00{n}_mask.png", BAD[:4]) for n in (0, 1)],
@@ -141,6 +146,18 @@ FAULTS = {
     "damaged array": (
         lambda root: damaged(root / "maps/cup/good/000.npy"),
         r"000.npy: it can't be read; expected numbers in .npy",
+    ),
+    "empty array": (
+        lambda root: (root / "maps/cup/good/000.npy").write_bytes(b""),
+        r"000.npy: it can't be read; expected numbers in .npy",
+    ),
+    "zipped array": (
+        lambda root: zipped(root / "maps/cup/good/000.npy"),
+        r"000.npy: it can't be read; expected numbers in .npy",
+    ),
+    "text": (
+        lambda root: np.save(root / "maps/cup/good/000.npy", np.full((6, 8), "x")),
+        r"000.npy: it holds <U1; expected numbers",
     ),
     "nothing": (
         lambda root: [path.unlink() for path in root.rglob("*.*")],

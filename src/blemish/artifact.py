@@ -89,7 +89,7 @@ class Header:
             if (height, width) != header.fitted.preprocessing.image_size:
                 raise ValueError("two sizes")
             return header
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise not_an_artifact(path) from error
 
 
@@ -169,6 +169,12 @@ class Predictor:
             return self._run(check_batch(pictures, self.preprocessing.image_size))
         if not pictures:
             raise ShapeError("pictures is empty; expected at least one file or image.")
+        for one in pictures:
+            if not isinstance(one, str | Path):
+                raise ShapeError(
+                    f"pictures holds a {type(one).__name__}; expected names of files, or images (B, 3, H, W). Convert "
+                    "pictures in memory with blemish.images.to_batch(pictures, predictor.preprocessing)."
+                )
         read = [self._predict_files(pictures[at : at + BATCH]) for at in range(0, len(pictures), BATCH)]
         anomaly_map, image_score = (np.concatenate(parts) for parts in zip(*read, strict=True))
         return Prediction(anomaly_map, image_score)

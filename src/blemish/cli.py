@@ -4,6 +4,7 @@ What a command must be is written in `command.py`; this module knows none of the
 the order in which they are listed.
 """
 
+import io
 import os
 import sys
 import traceback
@@ -36,6 +37,9 @@ EXTRAS = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one command and exits: 0 done, 1 done but some pictures could not be used, 2 not done."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files may hold what the terminal has no letters for
+            stream.reconfigure(errors="backslashreplace")
     try:
         sys.exit(run([word for word in given if word != "--debug"]))
     except (BlemishError, ModuleNotFoundError) as error:
@@ -50,6 +54,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         sys.stderr.close()  # whoever read the output has left, which is their right
         sys.exit(0)
+    except OSError as error:  # of the machine, and so nothing that a traceback explains
+        if "--debug" in given:
+            traceback.print_exc()
+        place = f"{error.filename}: " if error.filename else ""
+        said = f"{type(error).__name__}: {place}{error.strerror or error}; see to permissions and free space."
+        Console(stderr=True).print(said, markup=False, highlight=False, soft_wrap=True)
+        sys.exit(FAILED)
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -15,6 +15,7 @@ A command only asks and says; the work is done elsewhere. Heavy modules are impo
 runs, so that `--help` is quick.
 """
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -193,9 +194,18 @@ class MetricOptions:
         return Options(protocol=self.protocol, aupro_limit=self.aupro_limit, resamples=self.resamples)
 
 
+class _Printer(Console):
+    """A console that leaves it to the command line what becomes of output that nobody reads any more."""
+
+    def on_broken_pipe(self) -> None:
+        with contextlib.suppress(SystemExit):  # a status that would say that pictures could not be used
+            super().on_broken_pipe()
+        raise BrokenPipeError
+
+
 def say(text: "str | Table") -> None:
     """Prints to the standard output."""
-    Console().print(text, markup=False, highlight=False, soft_wrap=isinstance(text, str))
+    _Printer().print(text, markup=False, highlight=False, soft_wrap=isinstance(text, str))
 
 
 def report_failures(failures: Sequence[Failure]) -> int:

@@ -194,7 +194,7 @@ def write_sheet(
     """
     if count < 1:
         raise bad_option("count", count, "1 or more")
-    check_writable(path)
+    check_writable(path, ".png")
     data.require_train()
     failures: list[Failure] = []
     good = components.usable(data.train, failures)
@@ -259,8 +259,9 @@ def _read_map(file: Path, picture: Path) -> NDArray[np.int64]:
     """
     if file.suffix == ".npy":
         try:
-            found = np.load(file, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+            with file.open("rb") as opened:
+                found = np.lib.format.read_array(opened, allow_pickle=False)
+        except Exception as error:  # whatever a damaged file leads to
             raise ImageError(f"{file}: can't be read as an array ({error}).") from error
         if (
             found.ndim != 2

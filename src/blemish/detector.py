@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from blemish import distributed, images, registry
 from blemish.appearance import NAMES, appearance
 from blemish.dataset import Dataset, hold_out
-from blemish.errors import ConfigError, DatasetError, bad_option, not_among
+from blemish.errors import ConfigError, DatasetError, ImageError, bad_option, not_among
 from blemish.headers import from_plain
 from blemish.images import Floats
 from blemish.nn.backbone import DEFAULT, fingerprint
 from blemish.parts import part_of
 from blemish.progress import bar
-from blemish.reading import digest, read_parts
+from blemish.reading import digest, read_image, read_parts
 from blemish.training import Plan, TrainingConfig, Unfinished, choose_device
 from blemish.types import (
     Calibration,
@@ -186,6 +186,7 @@ class Detector(nn.Module, ABC):
         self.failures = []
         rule = self.config.intensity or self._measure_intensity(data.train)
         preprocessing = Preprocessing(self.config.image_size, rule)
+        _require_readable(data, preprocessing)
         self.train(False)
         self._round()  # what is frozen is rounded before anything is learned from what it gives
         if is_trained:
@@ -247,17 +248,43 @@ class Detector(nn.Module, ABC):
                 maxima += prediction.anomaly_map.max(axis=(1, 2)).tolist()
                 looks += [appearance(image) for image in batch.images]
                 drawn.advance(len(batch.samples))
-        if not scores:
-            raise DatasetError(
-                f"{category} has no good picture left to calibrate on; expected at least 2 good training "
-                "pictures that can be read, one of which is held out (100 or more make a useful promise)."
-            )
         return Calibration(
             image_scores=tuple(sorted(scores)),
             map_maxima=tuple(sorted(maxima)),
             parts=tuple(map(tuple, parts.values())) if len(parts) < len(scores) else (),
             appearance={name: tuple(sorted(one[name] for one in looks)) for name in NAMES},
         )
+
+
+def _require_readable(data: Dataset, preprocessing: Preprocessing) -> None:
+    """Nothing, if there is a picture to learn from, and one to calibrate each category on: asked before long work.
+
+    Raises:
+        DatasetError: there is none that can be read.
+    """
+    _first_of(data.train, "to learn from", preprocessing)
+    for category in data.categories:
+        held_out = [sample for sample in data.validation if sample.category == category]
+        if not held_out:
+            raise DatasetError(
+                f"{category} has no good picture left to calibrate on; expected at least 2 good training "
+                "pictures, one of which is held out (100 or more make a useful promise)."
+            )
+        _first_of(held_out, f"that are held out to calibrate {category}", preprocessing)
+
+
+def _first_of(samples: Sequence[Sample], what: str, preprocessing: Preprocessing) -> None:
+    reason = ""
+    for sample in samples:
+        try:
+            read_image(sample.path, preprocessing)
+        except ImageError as error:
+            reason = reason or str(error)
+        else:
+            return
+    raise DatasetError(
+        f"of the good pictures {what}, none of {len(samples)} can be read ({reason}); replace them, or take them away."
+    )
 
 
 def create(

@@ -12,7 +12,12 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile, TemporaryDirectory, mkdtemp
 from typing import Literal
 
+from safetensors import SafetensorError
+
 from blemish.errors import OutputError
+
+REFUSED = (OSError, SafetensorError)
+"""What writing a file may raise; safetensors wraps what the system says."""
 
 
 @contextmanager
@@ -37,7 +42,7 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
-    except OSError as error:
+    except REFUSED as error:
         raise OutputError(_sentence(path, error)) from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -62,7 +67,7 @@ def replacing_together(path: Path) -> Iterator[Path]:
         for made in sorted(folder.iterdir(), key=lambda made: made.name == path.name):
             made.chmod(0o666 & ~_umask())
             made.replace(path.with_name(made.name))
-    except OSError as error:
+    except REFUSED as error:
         raise OutputError(_sentence(path, error)) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -159,12 +164,18 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def check_writable(path: Path) -> None:
+def check_writable(path: Path, ending: str = "") -> None:
     """Nothing, if a file could be written at `path`: asked before long work, so that none is lost.
+
+    Args:
+        path: Of the file.
+        ending: That its name must have, if any: what it will hold.
 
     Raises:
         OutputError: it could not.
     """
+    if ending and path.suffix.lower() != ending:
+        raise OutputError(f'{path} ends in "{path.suffix}"; expected a name that ends in {ending}.')
     if os.path.isdir(path):  # noqa: PTH112 - pathlib raises where a folder above may not be looked into
         raise OutputError(f"{path} is a folder; expected the name of a file to write.")
     is_there = os.path.exists(path)  # noqa: PTH110 - likewise
@@ -207,8 +218,9 @@ def _copied_to(stream: Path) -> Iterator[Path]:
             raise OutputError(_sentence(stream, error)) from error
 
 
-def _sentence(path: Path, error: OSError) -> str:
-    return f"{path} can't be written ({error.strerror or error}); choose another place, or free some space."
+def _sentence(path: Path, error: Exception) -> str:
+    reason = getattr(error, "strerror", None) or error
+    return f"{path} can't be written ({reason}); choose another place, or free some space."
 
 
 def _umask() -> int:

@@ -153,9 +153,16 @@ def to_batch(images: Picture | Sequence[Picture], preprocessing: Preprocessing |
     >>> to_batch(np.zeros((48, 64, 3), np.uint8)).shape
     (1, 3, 48, 64)
     """
-    pictures = [images] if isinstance(images, np.ndarray) and images.ndim < 4 else list(images)
+    is_many = isinstance(images, list | tuple) or (isinstance(images, np.ndarray) and images.ndim == 4)
+    pictures: list[Any] = list(images) if is_many else [images]
     if not pictures:
         raise ShapeError("images is empty; expected at least one picture.")
+    for picture in pictures:
+        if not isinstance(picture, np.ndarray):
+            raise ShapeError(
+                f"a picture is of type {type(picture).__name__}; expected a NumPy array (H, W, 3) or (H, W). "
+                "Files are read by blemish.images.read(path), or by predictor.predict([path]) itself."
+            )
     size = preprocessing or Preprocessing(pictures[0].shape[:2])
     return np.stack([to_chw(picture, size) for picture in pictures])
 
@@ -224,7 +231,10 @@ def check_batch(images: Any, size: tuple[int, int]) -> Floats:
     Raises:
         ShapeError: another shape, type or range.
     """
-    array = np.asarray(images.detach().cpu() if hasattr(images, "detach") else images)
+    if hasattr(images, "detach"):
+        images = images.detach().cpu()
+        images = images.float() if images.is_floating_point() else images  # NumPy does not know all that torch does
+    array = np.asarray(images)
     is_batch = array.ndim == 4 and array.shape[1] == 3 and array.size > 0 and array.dtype.kind == "f"
     if not is_batch:
         raise ShapeError(
@@ -234,7 +244,7 @@ def check_batch(images: Any, size: tuple[int, int]) -> Floats:
     low, high = float(array.min()), float(array.max())
     if not (low >= 0 and high <= 1):
         raise ShapeError(f"images has values from {low:g} to {high:g}; expected [0, 1]: divide 8-bit values by 255.")
-    array = array.astype(np.float32, copy=False)
+    array = np.ascontiguousarray(array, np.float32)  # as BGR turned round is not, and torch wants it
     if array.shape[2:] == size:
         return array
     return np.stack([resize(image.transpose(1, 2, 0), size).transpose(2, 0, 1) for image in array])

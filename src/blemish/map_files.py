@@ -213,12 +213,14 @@ def read_array(path: Path) -> NDArray[Any]:
     Raises:
         PictureError: it can't be read, or is not one plane of numbers.
     """
+    array: NDArray[Any] | None
     try:
         if path.suffix.lower() == ".npy":
-            array = np.load(path, allow_pickle=False)
+            with path.open("rb") as opened:
+                array = np.lib.format.read_array(opened, allow_pickle=False)
         else:
             array = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
-    except (OSError, ValueError, cv2.error) as error:
+    except Exception as error:  # decoders raise whatever they like about damaged files
         raise PictureError(str(path), "it can't be read", "numbers in .npy, or a picture that is whole") from error
     if array is None:
         raise PictureError(str(path), "it can't be read as a picture", "a map or mask that can be read")
@@ -228,4 +230,6 @@ def read_array(path: Path) -> NDArray[Any]:
         array = array.squeeze(0 if array.shape[0] == 1 else 2)
     if array.ndim != 2:
         raise PictureError(str(path), f"it has shape {array.shape}", "one plane (H, W) of raw values, not colours")
+    if array.dtype.kind not in "biuf":
+        raise PictureError(str(path), f"it holds {array.dtype}", "numbers, or yes and no")
     return np.asarray(array)

@@ -101,6 +101,8 @@ def _csv_rows(lines: Iterable[str], file: Path, known: Sequence[str]) -> Iterato
             continue
         if not columns:
             columns = [word(cell) for cell in cells]
+            if len(columns) == 1 and (other := next((mark for mark in ";\t" if mark in cells[0]), "")):
+                raise DatasetError(f"{place}: there is {other!r} between the cells; expected commas.")
             _check_columns(columns, known, place)
         elif len(cells) != len(columns):
             raise DatasetError(f"{place}: has {len(cells)} cells; expected {len(columns)} like the first row.")

@@ -51,6 +51,15 @@ def test_masks_are_matched_by_stem_and_never_by_order(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("masks", ["masks/dent", "gt/test/dent", "test/dent"])
+def test_masks_in_other_places_are_found_and_no_pictures(tmp_path: Path, masks: str) -> None:
+    files = {**mvtec("bottle", bad=0), **some("bottle/test/dent/{}.png", 3, BAD)}
+    files |= {f"bottle/{masks}/{number}_mask.png": MASK for number in range(3)}
+    data = open_dataset("auto", grow(tmp_path, files))
+    found = {sample.path.name: [mask.name for mask in sample.masks] for sample in data.test if sample.is_anomalous}
+    assert found == {f"{number}.png": [f"{number}_mask.png"] for number in range(3)}
+
+
 def test_an_exact_stem_goes_before_an_ending(tmp_path: Path) -> None:
     files = {**mvtec("bottle", bad=0), "bottle/test/dent/1.png": BAD, "bottle/test/dent/1_mask.png": BAD}
     files |= {"bottle/ground_truth/dent/1.png": MASK, "bottle/ground_truth/dent/1_mask.png": MASK}

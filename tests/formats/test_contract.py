@@ -1,6 +1,7 @@
 """What every artifact format must do. A new format is tested by existing."""
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -35,6 +36,14 @@ def test_scores_are_those_of_the_detector(file, detector, count, name):
     before, after = infer(detector, batch), blemish.load(file).predict(batch)
     np.testing.assert_allclose(after.anomaly_map, before.anomaly_map, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(after.image_score, before.image_score, rtol=1e-4, atol=1e-5)
+
+
+def test_threads_get_what_is_theirs(file, name):
+    predictor, batches = blemish.load(file), np.random.default_rng(0).random((8, 1, 3, 64, 64), np.float32)
+    alone = [predictor.predict(batch).image_score for batch in batches]
+    with ThreadPoolExecutor(4) as pool:
+        together = [found.image_score for found in pool.map(predictor.predict, [*batches] * 5)]
+    np.testing.assert_allclose(together, alone * 5, rtol=1e-5)
 
 
 def test_the_header_is_the_same_whatever_the_format(file, detector, name):

@@ -106,6 +106,11 @@ def test_any_image_size_works(data, model, size):
     assert blemish_map.shape == (1, *size)
 
 
+def test_arrays_may_be_turned_round(predictor, batch):
+    turned = predictor.predict(batch[:, ::-1, :, ::-1].copy())
+    assert np.array_equal(predictor.predict(batch[:, ::-1, :, ::-1]).image_score, turned.image_score)
+
+
 def test_several_categories_make_one_model_and_are_calibrated_apart(tmp_path, model):
     for category in ("cloth", "linen"):
         textures.write(tmp_path, category, train=8, test=2)

@@ -87,10 +87,18 @@ def test_a_verdict_can_be_taken_back(record):
     assert record.judge(5, "good") is None
 
 
-@pytest.mark.parametrize("place", ["oracle9://x/y", "://", "postgresql+nothing://x/y"])
+@pytest.mark.parametrize("place", ["", "oracle9://x/y", "://", "postgresql+nothing://x/y"])
 def test_a_url_of_no_known_kind_is_refused(place):
     with pytest.raises(ConfigError, match="expected a file such as"):
         Record(place)
+
+
+def test_a_file_may_have_any_name(tmp_path):
+    place = tmp_path / "line 3? 100%41 ö#.sqlite"
+    record = Record(str(place))
+    record.add([row()])
+    record.close()
+    assert place.is_file()
 
 
 def test_a_database_that_cannot_be_opened_names_itself(tmp_path):

@@ -7,7 +7,8 @@
     └─ ground_truth/<defect>/<stem>_mask.png
 
 A part that is seen in several views may have a folder: test/<defect>/<part>/<view>.png, with masks in
-ground_truth/<defect>/<part>. The relatives differ by words, which the tables below hold:
+ground_truth/<defect>/<part>. For ground_truth there may stand masks, mask or gt; where a kind has no folder of
+masks, each may lie beside its picture. The relatives differ by words, which the tables below hold:
 
     MPDD, VisA prepared      masks named <stem>_mask.png or <stem>.png
     BTAD                     folders ok and ko for good and bad
@@ -28,6 +29,7 @@ from blemish.dataset import (
     MASK_FOLDERS,
     category_folder,
     category_names,
+    masks_beside,
     masks_in,
     part_folders,
     subfolders,
@@ -39,12 +41,18 @@ TITLE = "MVTec layout"
 LEARNS_FROM = "train/good"
 
 # Masks of the pictures in {split}/{kind}; those found first are taken.
-_MASKS = ("ground_truth/{split}/{kind}", "{split}/ground_truth/{kind}", "{split}/{kind}/gt", "{split}/{kind}/label")
+_TRUTH = ("ground_truth", "masks", "mask", "gt")
+_MASKS = (
+    *(f"{name}/{{split}}/{{kind}}" for name in _TRUTH),
+    "{split}/ground_truth/{kind}",
+    "{split}/{kind}/gt",
+    "{split}/{kind}/label",
+)
 _FOLDERS: dict[str, tuple[Split, tuple[str, ...]]] = {
     "train": ("train", _MASKS),
     "validation": ("validation", _MASKS),
     "valid": ("validation", _MASKS),
-    "test": ("test", ("ground_truth/{kind}", *_MASKS)),
+    "test": ("test", (*(f"{name}/{{kind}}" for name in _TRUTH), *_MASKS)),
     "test_public": ("test", _MASKS),
     "test_private": ("test", ()),
     "test_private_mixed": ("test", ()),
@@ -92,6 +100,9 @@ def _read_kind(folder: Path, category: str, split: Split, mask_folders: list[Pat
         is_part = not inside and place != folder
         below = Path(place.name if is_part else "")
         found = {} if is_good else masks_in(*(masks / below for masks in mask_folders))
+        files = images.list_pictures(place)
+        # A mask among the pictures would be taken for one of them.
+        beside = dict.fromkeys(files, ()) if is_good or found else masks_beside(files)
         samples += [
             Sample(
                 path=path,
@@ -99,11 +110,11 @@ def _read_kind(folder: Path, category: str, split: Split, mask_folders: list[Pat
                 split=split,
                 is_anomalous=not is_good,
                 defect="" if is_good else folder.name,
-                masks=found.get(path.stem, ()),
+                masks=own or found.get(path.stem, ()),
                 # Numbers of parts may start anew in each folder.
                 part=f"{folder.parent.name}/{folder.name}/{place.name}" if is_part else "",
                 view=path.stem if is_part else "",
             )
-            for path in images.list_pictures(place)
+            for path, own in beside.items()
         ]
     return samples

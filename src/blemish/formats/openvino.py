@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from blemish import exporting
@@ -111,11 +112,13 @@ class _Network:
             return core.compile_model(model, name, {**hints, "PERFORMANCE_HINT": hint})
 
         self._compiled: Callable[[str], Any] = compiled
+        self._alone = Lock()
 
     def run(self, batch: "Floats") -> Prediction["Floats"]:
         """The prediction of one batch, as soon as it can be."""
-        found = self._compiled("LATENCY")(batch, share_inputs=True)
-        return Prediction(*(found[name].copy() for name in exporting.OUTPUTS))
+        with self._alone:  # calls share their memory, and each has all cores
+            found = self._compiled("LATENCY")(batch, share_inputs=True)
+            return Prediction(*(found[name].copy() for name in exporting.OUTPUTS))
 
     def flow(self, batches: Iterable["Floats"]) -> Iterator[Prediction["Floats"]]:
         """The predictions of many batches, in order; the next ones are computed while the caller has one."""

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from sqlalchemy import JSON, DateTime, Dialect, Engine, Select, create_engine, event, func, inspect, make_url, select
+from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqlalchemy.types import TypeDecorator
@@ -149,7 +150,8 @@ class Record:
             RecordError: it can't be opened, or its table is of another make.
         """
         try:
-            url = make_url(place if "://" in place else f"sqlite:///{place}")
+            # A file's name may hold what means something in a URL; an empty one would be a database in memory.
+            url = make_url(place) if "://" in place or not place else URL.create("sqlite", database=place)
             self.name = url.render_as_string(hide_password=True)
             self._engine: Engine = create_engine(url, pool_pre_ping=True, pool_timeout=10)
         except (ArgumentError, NoSuchModuleError, ValueError) as error:

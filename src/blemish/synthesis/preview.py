@@ -31,7 +31,7 @@ def write(path: Path, data: Dataset, damage: DamageConfig, image_size: tuple[int
         DatasetError: there are no good pictures, or no source.
         OutputError: the file can't be written.
     """
-    check_writable(path)
+    check_writable(path, ".png")
     data.require_train()
     failures: list[Failure] = []
     intensity, _ = images.measure_intensity(sample.path for sample in data.train if images.is_deep(sample.path))
@@ -49,7 +49,7 @@ def write_ladder(path: Path, model_file: Path, category: str, count: int, device
     """
     from blemish.synthesis import sampling, sdas
 
-    check_writable(path)
+    check_writable(path, ".png")
     model = sdas.load(model_file, device)
     labels = [sampling.class_of(model, category)] if category else range(len(model.known.categories))
     write_bytes(path, images.encode(sampling.ladder(model, labels, _positive(count))))

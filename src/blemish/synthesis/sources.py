@@ -16,9 +16,10 @@ Source: RealNet, arXiv 2403.05897 (sdas); DRAEM, arXiv 2108.07610 (texture); Cut
 2104.04015 (cutpaste).
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,6 +34,7 @@ from blemish.images import Bools, Picture
 OFFLINE = "procedural,self,cutpaste,stain"
 """Sources that need nothing but the good pictures."""
 Draw = np.random.Generator
+_LOG = logging.getLogger(__name__)
 
 
 class Foreign(NamedTuple):
@@ -132,16 +134,33 @@ def _read_mask(path: Path, size: tuple[int, int]) -> Bools:
     return images.read_mask((path,), images.read_size(path), size)
 
 
+def _one_of(files: tuple[Path, ...], draw: Draw, read: Callable[[Path], Foreign]) -> Foreign:
+    """What is read of a file that is drawn or, where that can't be read, of the next one that can."""
+    first = int(draw.integers(len(files)))
+    for number in range(len(files)):
+        try:
+            return read(files[(first + number) % len(files)])
+        except ImageError as error:
+            _warn(str(error))
+    raise DatasetError(f"none of the {len(files)} pictures in {files[0].parent} can be read; expected a source.")
+
+
+@cache
+def _warn(reason: str) -> None:
+    _LOG.warning("Not blended in: %s", reason)
+
+
 def _textures(files: tuple[Path, ...]) -> Give:
     def give(pictures: Picture, _: int, draw: Draw) -> Foreign:
-        return Foreign(change(_read(files[draw.integers(len(files))], pictures.shape[1:3]), 3, draw))
+        found = _one_of(files, draw, lambda path: Foreign(_read(path, pictures.shape[1:3])))
+        return Foreign(change(found.picture, 3, draw))
 
     return give
 
 
 def _as_they_are(files: tuple[Path, ...]) -> Give:
     def give(pictures: Picture, _: int, draw: Draw) -> Foreign:
-        return Foreign(_read(files[draw.integers(len(files))], pictures.shape[1:3]))
+        return _one_of(files, draw, lambda path: Foreign(_read(path, pictures.shape[1:3])))
 
     return give
 
@@ -157,8 +176,8 @@ def _where_changed(files: tuple[Path, ...]) -> Give:
         )
 
     def give(pictures: Picture, _: int, draw: Draw) -> Foreign:
-        path, size = files[draw.integers(len(files))], pictures.shape[1:3]
-        return Foreign(_read(path, size), _read_mask(masks[path], size))
+        size = pictures.shape[1:3]
+        return _one_of(files, draw, lambda path: Foreign(_read(path, size), _read_mask(masks[path], size)))
 
     return give
 
