@@ -160,6 +160,8 @@ def test_several_artifacts_are_told_apart_by_name(tmp_path):
         ("/predict?heatmap=gif", picture(), 422, "expected heatmap=png"),
         ("/predict?file=" + "a" * 301, picture(), 422, "at most 300 characters"),
         ("/predict?file=a%0Ab", picture(), 422, "can be printed"),
+        ("/predict?file=a%E2%80%A8b", picture(), 422, "can be printed"),
+        ("/predict?file=Screenshot%2010.02%E2%80%AFAM.png", picture(), 200, "Screenshot 10.02\u202fAM.png"),
         ("/predict/batch", b"hello", 415, "multipart/form-data"),
         (f"/records/{2**63}/verdict", b'{"verdict": "good"}', 404, f"no record {2**63}"),
         ("/predict/../../etc/passwd", b"", 404, "nothing at"),
@@ -207,7 +209,8 @@ def test_a_token_is_needed_where_one_is_set(tmp_path):
     with client(tmp_path, token=TOKEN) as server:
         assert server.get("/model", headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 200
     with client(tmp_path, token=GERMAN) as server:
-        for token, status in ((GERMAN.encode(), 200), (b"offne dich", 401), (b"\xff", 401)):
+        sent = ((GERMAN.encode(), 200), (GERMAN.encode("latin-1"), 200), (b"offne dich", 401), (b"\xff", 401))
+        for token, status in sent:
             assert server.get("/model", headers={"Authorization": b"Bearer " + token}).status_code == status
 
 

@@ -122,7 +122,9 @@ class Gate:
         path = scope["path"]
         if self._token and path != "/" and not path.startswith(FREE):
             given = headers.get("authorization", "").removeprefix("Bearer ")
-            if not hmac.compare_digest(given.encode("latin-1"), self._token.encode()):  # as it came, in bytes
+            # Header values are bytes: browsers write ü as one, curl in UTF-8 as two.
+            sent = (given.encode(), given.encode("latin-1"))
+            if not any(hmac.compare_digest(one, self._token.encode()) for one in sent):
                 raise RequestError("the token is missing or wrong; send the header Authorization: Bearer TOKEN.", 401)
         length = headers.get("content-length", "0")
         if length.isdigit() and int(length) > self._limits.max_bytes:

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import hashlib
+import unicodedata
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -84,7 +85,7 @@ class Asked:
     def __post_init__(self) -> None:
         for name in ("part", "file"):
             text = getattr(self, name)
-            if len(text) > NAME_LENGTH or not text.isprintable():
+            if len(text) > NAME_LENGTH or not all(map(_is_plain, text)):
                 raise RequestError(
                     f"{name} is {text[:50]!r}; expected at most {NAME_LENGTH} characters that can be printed.", 422
                 )
@@ -315,6 +316,11 @@ def by_name(inspectors: Mapping[str, Inspector], name: str) -> Inspector:
         what = not_among("model", name[:100], inspectors) if name else "several models are served: say ?model=NAME."
         raise RequestError(what, 404)
     return inspectors[name]
+
+
+def _is_plain(letter: str) -> bool:
+    """Whether it can be printed in a line; cameras and screenshots write spaces of several kinds."""
+    return letter.isprintable() or unicodedata.category(letter) == "Zs"
 
 
 def _uri(picture: Any, kind: str) -> str:
