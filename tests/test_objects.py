@@ -105,9 +105,7 @@ def test_a_bucket_without_permission_is_an_error():
     try:
         with pytest.raises(DatasetError, match=r"(?i)s3://secret\?.* can't be read .*ACCESS.DENIED.*credentials"):
             open_store(address("secret", server.server_port)).list()
-        with pytest.raises(
-            DatasetError, match=r"(?i)secret/list.csv\?.* can't be read .*ACCESS.DENIED.*credentials"
-        ):
+        with pytest.raises(DatasetError, match=r"(?i)secret/list.csv\?.* can't be read .*ACCESS.DENIED.*credentials"):
             list(pictures_of([Path(address("secret/list.csv", server.server_port))])[0])
     finally:
         server.shutdown()
