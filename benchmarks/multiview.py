@@ -1,9 +1,9 @@
 """Whether looking at views together helps: MVAD with all views of a part, with each alone, and other models.
 
-    python benchmarks/multiview.py OUT [--parts 120] [--steps 400] [--seeds 0,1,2] [--size 128] [--ways together,…]
+    python benchmarks/multiview.py OUT [--parts 60] [--steps 300] [--seeds 0,1,2] [--size 64] [--ways together,…]
 
 Renders boxes that are seen from above and from four sides, one set of parts for each seed. They come in six
-variants, as often each, that differ in colours and pattern; parts also differ in which of nine dots are
+variants that differ in colours and pattern; parts also differ in which of nine dots are
 printed on the top and which of three on each side, in light and in pose. All of that is the same in all views
 of a part. Defects show in some views only:
 
@@ -15,9 +15,10 @@ of a part. Defects show in some views only:
 A scratch can be told in the picture that shows it. A panel can be told there too, beside the top that is right,
 but more easily beside the other views. Of a dent and a film only the other views tell.
 
-Each way learns from the same pictures for as many batches of as many pictures, a fifth of them held out, and a
-part's score is the highest of its views'. What is done lies in OUT and is not done again. The last table is of a training
-step: the windows of MVAD beside attention to all tokens of the other views, each in a process of its own.
+Each way learns from the same pictures for as many batches of as many pictures, a fifth of them held out, and
+a part's score is the highest of its views'. What is done lies in OUT and is not done again. The last table is
+of a training step: the windows of MVAD beside attention to all tokens of the other views, each in a process
+of its own.
 """
 
 import argparse
@@ -410,10 +411,10 @@ def main() -> None:
     """Renders, runs what is not done yet, and prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--parts", type=int, default=120, help="good parts to learn from")
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--parts", type=int, default=60, help="good parts to learn from")
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--ways", default=",".join(WAYS))
     parser.add_argument("--cost-sizes", default="128,256", help="sizes of the pictures of the last table; empty: none")
     parser.add_argument("--config", default="{}", help="fields of MVAD in which it differs from preset small, as JSON")
