@@ -1,19 +1,24 @@
 """Whether looking at views together helps: MVAD with all views of a part, with each alone, and other models.
 
-    python benchmarks/multiview.py OUT [--parts 120] [--steps 400] [--seeds 0,1,2] [--size 128] [--ways together,…]
+    python benchmarks/multiview.py OUT [--parts 60] [--steps 300] [--seeds 0,1,2] [--size 64] [--ways together,…]
 
-Renders boxes that are seen from above and from four sides, one set of parts for each seed. Good parts
-differ in colour, in which of nine dots are printed on the top and which of three on each side, in light
-and in pose; all of that is the same in all views of a part. Defects show in some views only:
+Renders boxes that are seen from above and from four sides, one set of parts for each seed. They come in six
+variants that differ in colours and pattern; parts also differ in which of nine dots are
+printed on the top and which of three on each side, in light and in pose. All of that is the same in all views
+of a part. Defects show in some views only:
 
 - scratch: a bright line on a side, or on the top where it glints in two views;
 - dent: on the top, just like one more printed dot, but the light shows it in one view only;
-- panel: a side of another part's colour;
-- film: from one direction the whole part has another part's colour, so that this view alone is like a good one.
+- panel: a side is another variant's;
+- film: from one direction the whole part looks like another variant, so that this view alone is like a good one.
 
-Each way learns from the same pictures for as many batches of as many pictures, and a part's score is the
-highest of its views'. What is done lies in OUT and is not done again. The last table is of a training
-step: the windows of MVAD beside attention to all tokens of the other views, each in a process of its own.
+A scratch can be told in the picture that shows it. A panel can be told there too, beside the top that is right,
+but more easily beside the other views. Of a dent and a film only the other views tell.
+
+Each way learns from the same pictures for as many batches of as many pictures, a fifth of them held out, and
+a part's score is the highest of its views'. What is done lies in OUT and is not done again. The last table is
+of a training step: the windows of MVAD beside attention to all tokens of the other views, each in a process
+of its own.
 """
 
 import argparse
@@ -26,6 +31,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import product
 from pathlib import Path
 from statistics import fmean, stdev
@@ -41,11 +47,13 @@ VIEWS = ("C1", "C2", "C3", "C4", "C5")
 KINDS = ("scratch", "dent", "panel", "film")
 WAYS = {
     "together": ("mvad", "MVAD, views together"),
+    "equal": ("mvad", "the same, own view as heavy as what it sees"),
     "alone": ("mvad", "MVAD, each view alone"),
     "patchcore": ("patchcore", "PatchCore, maximum"),
 }
 """What is compared: model, and its name in the table."""
 ATTENTIONS = {"windows": "MVAD's windows", "all": "all tokens, fused", "plain": "all tokens, plain"}
+VARIANTS = 6  # of parts, in the same numbers
 TEXTURE = 112  # pixels on a side of a face
 HALF = np.float32([1.0, 1.0, 0.7])  # of the box, in its own lengths
 TOP = 0
@@ -65,14 +73,19 @@ FACES = (
 
 @dataclass(frozen=True)
 class Look:
-    """The colours of a part."""
+    """What parts of a variant are made of: two colours in a pattern, and the colour of what is printed."""
 
+    variant: int
     body: Floats
+    second: Floats
+    pattern: Floats
+    """(TEXTURE, TEXTURE): where the second colour is."""
     ink: Floats
 
     def on(self, printed: Floats) -> Floats:
         """A face (TEXTURE, TEXTURE, 3) with ink where it is printed (TEXTURE, TEXTURE)."""
-        return _blended(np.broadcast_to(self.body, (TEXTURE, TEXTURE, 3)), self.ink, printed)
+        body = _blended(np.broadcast_to(self.body, (TEXTURE, TEXTURE, 3)), self.second, self.pattern)
+        return _blended(body, self.ink, printed)
 
 
 @dataclass(frozen=True)
@@ -91,7 +104,7 @@ class Part:
 def make_part(seed: int, number: int, kind: str) -> Part:
     """The part of that number; it is good if `kind` is empty."""
     random = np.random.default_rng([seed, number])
-    look = _look(random)
+    look = look_of(int(random.integers(VARIANTS)))
     dots = [random.random(len(TOP_DOTS if face == TOP else SIDE_DOTS)) < 0.5 for face in range(len(FACES))]
     if kind == "dent" and dots[TOP].all():
         dots[TOP][random.integers(len(TOP_DOTS))] = False
@@ -102,7 +115,7 @@ def make_part(seed: int, number: int, kind: str) -> Part:
     light = np.float32([0.5 * math.cos(angle), 0.5 * math.sin(angle), 0.87])
     marks: dict[int, dict[int, tuple[Floats, Floats]]] = {}
     if kind == "film":
-        view, other = int(random.integers(len(VIEWS))), _look(random)
+        view, other = int(random.integers(len(VIEWS))), _another(random, look)
         marks[view] = {number: (other.on(printed), EVERYWHERE) for number, printed in enumerate(prints)}
     elif kind:
         face, views = _where(random, kind)
@@ -111,12 +124,32 @@ def make_part(seed: int, number: int, kind: str) -> Part:
     return Part(textures, marks, turn, shift, light)
 
 
-def _look(random: np.random.Generator) -> Look:
+@cache
+def look_of(variant: int) -> Look:
+    """The look of a variant, the same for all seeds."""
+    random = np.random.default_rng(variant)
+
     def colour(low: int, high: int) -> Floats:
         hsv = np.array([[[random.integers(0, 180), random.integers(60, 160), random.integers(low, high)]]], np.uint8)
         return np.float32(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0]) / 255
 
-    return Look(colour(150, 220), colour(20, 60))
+    return Look(variant, colour(170, 220), colour(90, 130), _pattern(random, variant % 3), colour(20, 40))
+
+
+def _another(random: np.random.Generator, look: Look) -> Look:
+    """The look of another variant."""
+    return look_of((look.variant + int(random.integers(1, VARIANTS))) % VARIANTS)
+
+
+def _pattern(random: np.random.Generator, kind: int) -> Floats:
+    """Stripes, checks or spots of any angle, period and share."""
+    angle, period = random.uniform(0, math.pi), random.uniform(14, 30)
+    limit = random.uniform(-0.4, 0.4)
+    rows, columns = np.mgrid[:TEXTURE, :TEXTURE] * (2 * math.pi / period)
+    along = np.sin(columns * math.cos(angle) + rows * math.sin(angle))
+    across = np.sin(rows * math.cos(angle) - columns * math.sin(angle))
+    wave = (along, along * across, (along + across) / 1.4)[kind]
+    return np.asarray(np.clip(4 * (wave - limit) + 0.5, 0, 1), np.float32)
 
 
 def _print(face: int, dots: NDArray[np.bool_]) -> Floats:
@@ -151,7 +184,7 @@ def _damaged(random: np.random.Generator, kind: str, look: Look, dots: NDArray[n
     face = TOP if len(dots) == len(TOP_DOTS) else TOP + 1
     texture = look.on(_print(face, dots))
     if kind == "panel":
-        return _look(random).on(_print(face, dots)), EVERYWHERE
+        return _another(random, look).on(_print(face, dots)), EVERYWHERE
     if kind == "dent":
         opacity = _dot(np.array(TOP_DOTS)[random.choice(np.flatnonzero(~dots))])
         return _blended(texture, look.ink, opacity), np.asarray(opacity > 0.3, np.float32)
@@ -213,10 +246,10 @@ def _camera(view: int, random: np.random.Generator) -> tuple[Floats, Floats]:
 
 
 def write_parts(folder: Path, seed: int, parts: int, size: int) -> None:
-    """Writes `parts` good parts to learn from, half as many good and half as many defective ones to test on."""
+    """Writes `parts` good parts to learn from, and as many good and as many defective ones to test on."""
     rows = []
-    for number in range(2 * parts):
-        kind = KINDS[number % len(KINDS)] if number >= parts + parts // 2 else ""
+    for number in range(3 * parts):
+        kind = KINDS[number % len(KINDS)] if number >= 2 * parts else ""
         part = make_part(seed, number, kind)
         for view, name in enumerate(VIEWS):
             picture, mask = render(part, view, size, np.random.default_rng([seed, number, view]))
@@ -256,8 +289,9 @@ def measure(way: str, folder: Path, seed: int, config: dict[str, Any]) -> dict[s
 
     data = blemish.open_dataset("manifest", folder, seed=seed)
     known = {str(sample.path): sample for sample in data.samples}
-    if way != "together":
-        data = replace(data, samples=tuple(replace(sample, part="", view="") for sample in data.samples))
+    if way in ("alone", "patchcore"):
+        # Each view is a part of its own; which view it is stays known.
+        data = replace(data, samples=tuple(replace(one, part=f"{one.part}/{one.view}") for one in data.samples))
     start, cpu = time.perf_counter(), time.process_time()
     detector = blemish.create(WAYS[way][0], preset="small", config=config, device="cpu").fit(data)
     wall, cpu = time.perf_counter() - start, time.process_time() - cpu
@@ -377,10 +411,10 @@ def main() -> None:
     """Renders, runs what is not done yet, and prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--parts", type=int, default=120, help="good parts to learn from")
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--parts", type=int, default=60, help="good parts to learn from")
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--ways", default=",".join(WAYS))
     parser.add_argument("--cost-sizes", default="128,256", help="sizes of the pictures of the last table; empty: none")
     parser.add_argument("--config", default="{}", help="fields of MVAD in which it differs from preset small, as JSON")
@@ -426,6 +460,8 @@ def _measured(options: argparse.Namespace) -> dict[str, float]:
     }
     if what != "patchcore":
         config |= {"steps": options.steps, **json.loads(options.config)}
+    if what == "equal":
+        config["own"] = 1.0
     return measure(what, options.out / f"{options.size}x{options.parts}" / number, int(number), config)
 
 

@@ -57,7 +57,8 @@ def test_parts_depend_on_seed_and_number_alone(multiview, tmp_path):
     }
     assert len(data.train) + len(data.validation) == 4 * 5
     defective = {sample.part for sample in data.test if sample.is_anomalous}
-    assert len(defective) == 2
+    assert len(defective) == 4
+    assert len({sample.part for sample in data.test}) == 8
     assert all(sample.masks for sample in data.test if sample.is_anomalous)
     assert any(sample.part in defective and not sample.is_anomalous for sample in data.test)
 

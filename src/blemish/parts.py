@@ -60,8 +60,8 @@ def with_views(samples: Sequence[Sample], pattern: str) -> list[Sample]:
 
     Args:
         samples: Pictures.
-        pattern: A regular expression with a group `part` and a group `view`, looked for in the path
-            below the folder that all pictures share, its suffix left out.
+        pattern: A regular expression with a group `part` and a group `view`, looked for in the name of
+            each picture, or else in its whole path, the suffix left out.
 
     Raises:
         ConfigError: it is no such pattern.
@@ -80,7 +80,7 @@ def with_views(samples: Sequence[Sample], pattern: str) -> list[Sample]:
         name = sample.path.with_suffix("").as_posix()
         match = compiled.search(sample.path.stem) or compiled.search(name)
         if match is None or not match["part"]:
-            tried.append(sample.path.name)
+            tried.append("/".join(sample.path.parts[-2:]))  # names alone may be the same for all parts
             found.append(sample)
         else:
             found.append(replace(sample, part=match["part"], view=match["view"] or ""))

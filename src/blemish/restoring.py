@@ -41,6 +41,8 @@ class RestoringConfig(TrainedConfig):
     """Factor on the loss."""
     blur: float = 4.0
     """Standard deviation of the Gaussian that smooths the map, in pixels."""
+    top_share: float = 0.0
+    """Share of the map whose highest values are averaged for the image score; 0: the highest alone."""
     feature_cache: str = "0"
     """Disk space for features, such as 8G; 0: the backbone sees each picture each time."""
     feature_cache_dir: str = ""
@@ -57,6 +59,8 @@ class RestoringConfig(TrainedConfig):
             raise bad_option("loss_weight", self.loss_weight, "more than 0")
         if not 0 <= self.blur < math.inf:
             raise bad_option("blur", self.blur, "0 (none) or more")
+        if not 0 <= self.top_share <= 1:
+            raise bad_option("top_share", self.top_share, "a share between 0 and 1")
         parse_size(self.feature_cache)
 
     @property
@@ -191,3 +195,13 @@ def resized(image: Tensor, size: Sequence[int]) -> Tensor:
     if image.shape[-2:] == torch.Size(size):
         return image
     return F.interpolate(image, size=list(size), mode="bilinear", align_corners=True)
+
+
+def top_mean(anomaly_map: Tensor, share: float) -> Tensor:
+    """The mean (B,) of the highest values of maps (B, H, W): of that share of them, of one at least.
+
+    >>> top_mean(torch.arange(8.0).view(1, 2, 4), 0.25), top_mean(torch.arange(8.0).view(1, 2, 4), 0.0)
+    (tensor([6.5000]), tensor([7.]))
+    """
+    values = anomaly_map.flatten(1)
+    return values.topk(max(1, round(share * values.shape[1])), dim=1).values.mean(1)

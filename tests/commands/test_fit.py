@@ -21,6 +21,19 @@ def test_fit_says_what_it_found_promises_and_wrote(data, tmp_path, capsys):
     assert "Next: blemish score" in said
 
 
+def test_fit_and_inspect_promise_for_parts_where_pictures_are_views(data, tmp_path, capsys):
+    file, pattern = tmp_path / "a.blemish", r"(?P<part>.+)(?P<view>\d)$"
+    assert call("fit", "patchcore", data, "--out", file, "--view-pattern", pattern, "--top-views", 2, *TINY) == 0
+    fitted = capsys.readouterr().out
+    (calibration,) = read_header(file).fitted.calibrations.values()
+    held_out = len(calibration.parts)
+    assert 0 < held_out < len(calibration.image_scores)
+    assert call("inspect", file) == 0
+    for said in (fitted, capsys.readouterr().out):
+        assert f"at most 1 in {held_out + 1} good parts is expected above it" in said
+        assert f"99 good parts held out of training; there are {held_out}." in said
+
+
 def test_options_come_from_a_file_and_the_command_line_wins(data, tmp_path, capsys):
     config = tmp_path / "run.toml"
     config.write_text('preset = "tiny"\nimage_size = "32x64"\nstrides = [8, 16]\ncoreset_size = 10\n')

@@ -119,7 +119,10 @@ def test_views_are_joined_and_told_by_part(artifact, data, tmp_path, capsys):
 def test_a_pattern_that_fits_nothing_is_status_2(artifact, data, capsys):
     pattern = "(?P<part>x+)_C(?P<view>y)"
     assert call("predict", artifact, data / "cloth/test/good", "--view-pattern", pattern) == command.FAILED
-    assert "fits none of the 6 pictures; it was tried on 000.png, 001.png, 002.png" in capsys.readouterr().err
+    assert (
+        "fits none of the 6 pictures; it was tried on good/000.png, good/001.png, good/002.png"
+        in capsys.readouterr().err
+    )
 
 
 def test_links_to_folders_are_followed_and_hidden_folders_passed_over(tmp_path):

@@ -91,7 +91,11 @@ def test_numbers_of_parts_that_repeat_across_codes_are_other_parts(tmp_path: Pat
     ("old", "new", "message"),
     [
         ('"mask_path": null', '"mask": null', "mint.json, train 1: expected an object with anomaly_class"),
-        ("NG_AK_C1_20231021.png", "gone.png", 'mint.json, test 3: there is no file "NG/AK/S0001/mint_0001_gone.png"'),
+        (
+            "NG_AK_C1_20231021.png",
+            "gone.png",
+            'mint.json, test 3: there is no mask ".*gone.png" in .*_gone_mask.png',
+        ),
         ("OK/S0001/mint", "../pcb/OK/S0001/pcb", "mint.json, train 1: .* leads out of"),
         ('"normal_class"', '"normal"', "mint.json can't be read as a list of Real-IAD"),
         ('"test"', "]", "mint.json can't be read as a list of Real-IAD"),

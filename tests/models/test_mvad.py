@@ -220,6 +220,7 @@ def test_a_killed_fit_goes_on_to_the_same_weights(data, tmp_path, monkeypatch):
         ({"views": 0}, "--views is 0; expected 1 or more"),
         ({"top_windows": 0}, "--top-windows is 0"),
         ({"drop_path": 1.0}, "--drop-path is 1.0; expected 0 to below 1"),
+        ({"own": 0.0}, "--own is 0.0; expected more than 0"),
         ({"heads": 7}, "--heads is 7, but tf_efficientnet_lite0 has 24 channels at stride 4"),
         ({"loss_weight": 0.0}, "--loss-weight is 0.0"),
     ],

@@ -107,7 +107,7 @@ class Fit:
             failures = learner.failures
             self._say_gain(learner.fitted.gain if learner.fitted else None)
         for category, calibration in artifact.read_header(out).fitted.calibrations.items():
-            for sentence in Decider(calibration, policy).sentences():
+            for sentence in Decider(calibration, policy).of_parts().sentences():
                 say(f"{category}: {sentence}")
         say(f"Written: {out} ({out.stat().st_size / 1e6:.1f} MB)")
         say(f"Next: blemish {self._next(data)}")

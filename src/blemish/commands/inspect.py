@@ -54,7 +54,7 @@ class Inspect:
 
             say("\n".join(sentences(header.fitted.gain)))
         for category in predictor.categories:
-            for sentence in predictor.decider(category).sentences():
+            for sentence in predictor.decider(category).of_parts().sentences():
                 say(f"{category}: {sentence}")
         for file in filter(None, (self.json, self.plot)):
             say(f"Written: {file}")

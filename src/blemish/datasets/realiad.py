@@ -96,7 +96,13 @@ def _sample(row: Any, split: Split, names: tuple[str, str], find: Finder, place:
 def _mask(name: str, find: Finder, place: str) -> Path:
     """The mask, which some downloads call <stem>_mask.png."""
     other = Path(name).with_stem(f"{Path(name).stem}_mask")
-    return find(str(other) if (find.folder / other).is_file() else name, place)
+    names = [one for one in (str(other), name) if (find.folder / one).is_file()]
+    if not names:
+        raise DatasetError(
+            f'{place}: there is no mask "{name}" in {find.folder}, nor {other.name} beside it; expected the mask '
+            "beside its picture. Unpack the archive of the pictures again: it holds both."
+        )
+    return find(names[0], place)
 
 
 def _found(root: Path) -> dict[str, _Found]:

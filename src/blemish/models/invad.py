@@ -29,7 +29,7 @@ from blemish.errors import bad_option
 from blemish.feature_cache import Features
 from blemish.nn.blur import gaussian_blur
 from blemish.nn.invad import Decoder, Fuser
-from blemish.restoring import Restorer, RestoringConfig, resized
+from blemish.restoring import Restorer, RestoringConfig, resized, top_mean
 from blemish.training import Plan
 from blemish.types import Prediction, Sample
 
@@ -46,16 +46,12 @@ class InvADConfig(RestoringConfig):
     """Channels of the style maps, through which alone the decoder sees the picture."""
     up_rate: float = 1.0
     """Learning rate of the fuser's two convolutions that double the size, as a share of the others'."""
-    top_share: float = 0.0
-    """Share of the map whose highest values are averaged for the image score; 0: the highest alone."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("depth", "code_width", "style_width", "up_rate"):
             if not 0 < getattr(self, name) < math.inf:
                 raise bad_option(name, getattr(self, name), "more than 0")
-        if not 0 <= self.top_share <= 1:
-            raise bad_option("top_share", self.top_share, "a share between 0 and 1")
 
     def coarsest(self) -> tuple[int, int]:
         """(height, width) of the coarsest feature map."""
@@ -180,16 +176,6 @@ def distance_map(features: Sequence[Tensor], restored: Sequence[Tensor], size: S
         norms = [norm + side.square().sum(1) for norm, side in zip(norms, (one, other), strict=True)]
     cosine = product / (norms[0] * norms[1]).sqrt().clamp(min=1e-8)
     return resized(1 - cosine.unsqueeze(1), size)
-
-
-def top_mean(anomaly_map: Tensor, share: float) -> Tensor:
-    """The mean (B,) of the highest values of maps (B, H, W): of that share of them, of one at least.
-
-    >>> top_mean(torch.arange(8.0).view(1, 2, 4), 0.25), top_mean(torch.arange(8.0).view(1, 2, 4), 0.0)
-    (tensor([6.5000]), tensor([7.]))
-    """
-    values = anomaly_map.flatten(1)
-    return values.topk(max(1, round(share * values.shape[1])), dim=1).values.mean(1)
 
 
 DETECTOR = InvAD

@@ -27,7 +27,7 @@ from blemish.feature_cache import Features
 from blemish.nn.blur import gaussian_blur
 from blemish.nn.mvad import Bottleneck, Dropout, Selecting, Student, others_of
 from blemish.parts import places_of_parts
-from blemish.restoring import Restorer, RestoringConfig, resized
+from blemish.restoring import Restorer, RestoringConfig, resized, top_mean
 from blemish.training import Plan, generator
 from blemish.types import Prediction, Sample
 
@@ -71,6 +71,8 @@ class MVADConfig(RestoringConfig):
     """Look past what is added to fill the last windows."""
     per_head_scale: bool = True
     """Divide products in the attention by the root of a head's width, and not of all channels."""
+    own: float = 1.0
+    """Weight of a view itself beside what it sees in the others; the less, the more is restored from them alone."""
     dropout: float = 0.1
     """Share of values that is dropped in training, after each layer of the bottleneck's blocks."""
     drop_path: float = 0.1
@@ -91,6 +93,8 @@ class MVADConfig(RestoringConfig):
         for name in ("views", "top_windows", "heads"):
             if getattr(self, name) < 1:
                 raise bad_option(name, getattr(self, name), "1 or more")
+        if not self.own > 0:
+            raise bad_option("own", self.own, "more than 0")
         for name in ("dropout", "drop_path"):
             if not 0 <= getattr(self, name) < 1:
                 raise bad_option(name, getattr(self, name), "0 to below 1")
@@ -114,6 +118,7 @@ class MVADConfig(RestoringConfig):
             views=self.views,
             mask_padding=self.mask_padding,
             per_head_scale=self.per_head_scale,
+            own=self.own,
         )
 
 
@@ -154,6 +159,7 @@ class MVAD(Restorer):
         "small": MVADConfig(
             depths=(2, 2, 2),
             blocks=(1, 1, 1),
+            own=0.1,
             steps=1500,
             batch_size=20,
             learning_rate=0.002,
@@ -189,7 +195,7 @@ class MVAD(Restorer):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, image: Tensor, others: Tensor | None = None) -> Prediction[Tensor]:
-        """Angles between features and restored features, of all stages, as a smoothed map, and its highest value.
+        """Angles between features and restored features, of all stages, as a smoothed map, and its highest values.
 
         Args:
             image: (B, 3, H, W) float32 RGB in [0, 1].
@@ -203,7 +209,7 @@ class MVAD(Restorer):
             others = torch.empty(len(image), 0, dtype=torch.long, device=image.device)
         distance = distance_map(features, self.network(features, others), padded.shape[-2:])
         anomaly_map = gaussian_blur(distance[:, :, :height, :width], self.config.blur, "mirror").squeeze(1)
-        return Prediction(anomaly_map, anomaly_map.amax((1, 2)))
+        return Prediction(anomaly_map, top_mean(anomaly_map, self.config.top_share))
 
     def look(self, image: Tensor, parts: Sequence[Hashable]) -> Prediction[Tensor]:
         """The same for images of which those with equal `parts` are views of one part."""

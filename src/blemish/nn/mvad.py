@@ -35,6 +35,8 @@ class Selecting:
     """Whether what is added to fill the last windows is looked past."""
     per_head_scale: bool = True
     """Whether products are divided by the root of a head's width, and not of all channels."""
+    own: float = 1.0
+    """Weight of a view itself beside what it sees in the others, which has weight 1."""
 
     def windows(self, size: Sequence[int]) -> int:
         """Windows on a side of a map of that (height, width): so many that choosing and looking cost least.
@@ -222,7 +224,8 @@ class Block(nn.Module):
     def forward(self, feature: Tensor, position: Tensor, source: Windows, others: Tensor) -> Tensor:
         """(B, h, w, C) of feature maps of that shape; what is looked at is `source`."""
         seen: Tensor = self.drop(self.selector(feature + position, source, others))
-        feature = self.norm_seen(feature + seen)
+        # A view that is alone sees 0, and is the same after normalisation whatever its weight.
+        feature = self.norm_seen(self.selector.how.own * feature + seen)
         return cast(Tensor, self.norm(feature + self.layers(feature)))
 
 
