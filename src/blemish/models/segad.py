@@ -2,7 +2,8 @@
 
 Source: Baitieva et al., "Supervised Anomaly Detection for Complex Industrial Images",
 arXiv 2405.04953. Each component of a part (from a label map) gives four statistics of the map of each
-base detector; a boosted random forest learns from them which pictures are defective.
+base detector; a boosted random forest learns from them which pictures are defective. That takes many labels. With
+few, `blemish.nn.peaks` adds to the bases' own scores how much the peaks of their maps look like labelled defects.
 """
 
 import math
@@ -11,7 +12,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import ClassVar, Self
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -24,9 +25,10 @@ from blemish.detector import Detector, DetectorConfig
 from blemish.errors import ArtifactError, ConfigError, DatasetError, bad_option
 from blemish.images import Bools, Floats
 from blemish.label_gain import label_gain
-from blemish.nn import map_features
+from blemish.nn import map_features, peaks
 from blemish.nn.forest import Forest, ForestConfig, platt
 from blemish.nn.map_features import features
+from blemish.nn.peaks import Eye, Layout, Peaks
 from blemish.parts import part_of
 from blemish.progress import bar
 from blemish.reading import digest, read_parts
@@ -58,6 +60,9 @@ class SegADConfig(DetectorConfig, ForestConfig):
 
     base: tuple[str, ...] = ()
     """Artifacts of the detectors whose maps are looked at; they become part of the new artifact."""
+    decision: Literal["peaks", "forest"] = "peaks"
+    """What decides: peaks (the bases' own scores, and how much the highest places of their maps look like labelled
+    defects; for tens of defects), or the paper's forest (statistics of the maps; for hundreds)."""
     components: str = "none"
     """How pictures fall into components: none (one component), foreground (part and background, found
     in each picture), cluster:K (K parts found in the good pictures by their features), static:FILE
@@ -89,7 +94,7 @@ class SegAD(Detector):
     learns_from_defects = True
     is_one_graph = False
     presets: ClassVar[Mapping[str, DetectorConfig]] = {
-        "paper": SegADConfig(calibration_fraction=0.1),
+        "paper": SegADConfig(calibration_fraction=0.1, decision="forest"),
         "small": SegADConfig(),
         "tiny": SegADConfig(image_size=(64, 64), trees=20),
     }
@@ -97,7 +102,8 @@ class SegAD(Detector):
     def __init__(self, config: SegADConfig, backbone_weights: str = "default") -> None:
         super().__init__(config)
         self.components = Components(config.components, config.backbone, backbone_weights)
-        self.forest = Forest()
+        self.eye = Eye(config.backbone, backbone_weights) if config.decision == "peaks" else None
+        self.decision: Forest | Peaks = Forest() if self.eye is None else Peaks(self._layout(self.eye))
         self.platt: Tensor
         """(2,) slope and offset of the probability."""
         self.register_buffer("platt", torch.tensor([1.0, 0.0]))
@@ -133,7 +139,7 @@ class SegAD(Detector):
         return self
 
     def learn(self, data: Dataset, preprocessing: Preprocessing) -> None:
-        """Grows the forest on good pictures, then defects."""
+        """Learns the decision from good pictures, then defects."""
         self.components.learn(data.train, preprocessing, self.config.batch_size, generator(self.config.seed, 0))
         self._round()
         good, bad = self._rows(data, preprocessing)
@@ -146,18 +152,18 @@ class SegAD(Detector):
                 "each at least, better 10 defects and more."
             )
         self.config = replace(self.config, base=_different([Path(name).name for name in self.config.base]))
-        self.forest = self._grow(table, labels)
-        if not self.forest.gain.any():
+        self.decision = self._decide(table, labels)
+        if isinstance(self.decision, Forest) and not self.decision.gain.any():
             raise DatasetError(
                 f"{(~labels).sum()} good and {labels.sum()} defective pictures give the forest nothing to split on: "
                 "they are too few, or the maps of the bases do not tell them apart. Fit the base with "
-                "--validation-fraction 0.5, so that more good pictures are new to it, use --out-of-fold 3, or add "
-                "pictures."
+                "--validation-fraction 0.5, so that more good pictures are new to it, use --out-of-fold 3 or "
+                "--decision peaks, or add pictures."
             )
         folded = [self.held_out_margins(table, labels, number) for number in range(REPEATS)]
         margins, judged = folded[0]
         self.platt = torch.tensor(platt(margins[judged], labels[judged]))
-        by_gain = sorted(zip(self.forest.gain.tolist(), self.names(), strict=True), key=lambda pair: -pair[0])
+        by_gain = sorted(zip(self.decision.gain.tolist(), self.names(), strict=True), key=lambda pair: -pair[0])
         self.importance = {name: gain for gain, name in by_gain if gain > 0}
         for _, own in folded:
             judged = judged & own & np.isfinite(scores).all(1)
@@ -167,17 +173,13 @@ class SegAD(Detector):
             self.gain = label_gain(alone, supervised, labels[judged], self._policy.max_false_reject)
 
     def look(self, image: Tensor, parts: Sequence[Hashable]) -> Prediction[Tensor]:
-        """The mean of the bases' maps, each scaled by its own good pictures, and the forest's margin."""
+        """The mean of the bases' maps, each scaled by its own good pictures, and the margin of the decision."""
         seen = image.cpu().numpy()
-        maps = [each.anomaly_map for each in self._look_up(seen, parts)]
-        scaled = [
-            (each - low) / (high - low)
-            for each, (low, high) in zip(maps, (base.decider().heat_span for base in self._bases()), strict=True)
-        ]
-        size = (image.shape[2], image.shape[3])
-        anomaly_map = np.mean([[images.resize(one, size) for one in each] for each in scaled], axis=0, dtype=np.float32)
-        features = torch.from_numpy(self._features(seen, maps, _files(parts))).to(image.device)
-        margin = self.forest(features)
+        found = self._look_up(seen, parts, self._bases())
+        anomaly_map = self._heat(found, self._bases())
+        margin = self.decision(
+            torch.from_numpy(self._features(seen, found, anomaly_map, _files(parts))).to(image.device)
+        )
         broken = torch.from_numpy(~np.isfinite(anomaly_map).all(axis=(1, 2))).to(image.device)
         return Prediction(torch.from_numpy(anomaly_map).to(image.device), margin.masked_fill(broken, math.nan))
 
@@ -190,19 +192,21 @@ class SegAD(Detector):
         return (self.platt[0] * margin + self.platt[1]).sigmoid()
 
     def names(self) -> list[str]:
-        """What each feature is, in words, in the order of the forest's columns."""
+        """What each feature is that decides, in words, in its order."""
+        if self.eye is not None:
+            return peaks.names(self.config.base, self.components.count)
         return map_features.names(self.components.count, self.config.base)
 
     def explain(self, image: Tensor, parts: Sequence[Hashable]) -> list[str]:
         """The features that moved the margin of each image (B, 3, H, W) most towards its decision."""
         seen = image.cpu().numpy()
-        rows = torch.from_numpy(
-            self._features(seen, [each.anomaly_map for each in self._look_up(seen, parts)], _files(parts))
-        ).to(image.device)
-        margins, shares = self.forest(rows).tolist(), self.forest.contributions(rows).cpu().numpy()
+        looked = self._look_up(seen, parts, self._bases())
+        rows = self._features(seen, looked, self._heat(looked, self._bases()), _files(parts))
+        table = torch.from_numpy(rows).to(image.device)
+        margins, shares = self.decision(table), self.decision.contributions(table).cpu().numpy()
         found, names = [], self.names()
-        for margin, own in zip(margins, shares, strict=True):
-            towards = own if margin > 0 else -own
+        for is_bad, own in zip((self.probability(margins) > 0.5).tolist(), shares, strict=True):
+            towards = own if is_bad else -own
             best = [place for place in np.argsort(-towards)[:NAMED] if towards[place] > 0]
             found.append(", ".join(f"{names[place]} ({own[place]:+.2g})" for place in best))
         return found
@@ -210,16 +214,14 @@ class SegAD(Detector):
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Takes over a saved state, and opens the bases in it."""
         super().restore(state)
-        width = len(self.names())
-        if (
-            self.forest.feature.numel()
-            and not 0 <= int(self.forest.feature.min()) <= int(self.forest.feature.max()) < width
-        ):
-            raise ValueError("a tree asks for a feature that there is not")
+        if isinstance(self.decision, Forest):
+            self.decision.check(len(self.names()))
+        elif self.eye is not None:
+            self.decision.check(self._layout(self.eye))
         self._bases()
 
     def held_out_margins(self, table: Floats, labels: Bools, number: int = 0) -> tuple[Floats, Bools]:
-        """Margins (N,) by forests that have not learned from the row, and which rows have one.
+        """Margins (N,) by decisions that have not learned from the row, and which rows have one.
 
         Args:
             table: Features (N, D).
@@ -236,17 +238,19 @@ class SegAD(Detector):
         for fold in range(FOLDS):
             inside, outside = folds == fold, folds != fold
             if inside.any() and 0 < labels[outside].sum() < outside.sum():
-                forest = self._grow(table[outside], labels[outside])
-                margins[inside] = forest(torch.from_numpy(table[inside])).numpy()
+                decision = self._decide(table[outside], labels[outside]).cpu()
+                margins[inside] = decision(torch.from_numpy(table[inside])).numpy()
                 judged |= inside
         return margins, judged
 
-    def _grow(self, table: Floats, labels: Bools) -> Forest:
+    def _decide(self, table: Floats, labels: Bools) -> Forest | Peaks:
+        if self.eye is not None:
+            return Peaks.learned(table, labels, self._layout(self.eye), self.config.seed).to(self.device)
         weight = float((~labels).sum() / labels.sum())
         return Forest.grown(table, labels, weight, self.config.seed, self.config).to(self.device)
 
     def _rows(self, data: Dataset, preprocessing: Preprocessing) -> tuple[_Rows, _Rows]:
-        """What the forest learns from: the rows of the good pictures, and of the defects."""
+        """What the decision learns from: the rows of the good pictures, and of the defects."""
         good, bad, count = data.train, data.train_defects, self.config.out_of_fold
         found = (_Rows(), _Rows())
         if not count:
@@ -278,23 +282,42 @@ class SegAD(Detector):
             for batch in read_parts(samples, preprocessing, self.config.batch_size, self.failures):
                 parts = [part_of(sample) for sample in batch.samples]
                 found = self._look_up(batch.images, parts, bases)
-                rows.features += list(self._features(batch.images, [each.anomaly_map for each in found], _files(parts)))
+                heat = self._heat(found, bases)
+                rows.features += list(self._features(batch.images, found, heat, _files(parts)))
                 rows.scores += list(np.stack([each.image_score for each in found], 1))
                 drawn.advance(len(batch.samples))
 
     def _look_up(
-        self, image: Floats, parts: Sequence[Hashable], bases: Sequence[artifact.Predictor] | None = None
+        self, image: Floats, parts: Sequence[Hashable], bases: Sequence[artifact.Predictor]
     ) -> list[Prediction[Floats]]:
         """What each base says of images (B, 3, H, W)."""
-        return [base.predict_parts(image, parts) for base in bases or self._bases()]
+        return [base.predict_parts(image, parts) for base in bases]
 
-    def _features(self, image: Floats, maps: Sequence[Floats], files: Sequence[Path | None]) -> Floats:
-        """The features (B, D) of images (B, 3, H, W) with the maps of each base, read from these files."""
-        rows = [
-            features([own[number] for own in maps], self.components.labels(each, file), self.components.count)
-            for number, (each, file) in enumerate(zip(image, files, strict=True))
-        ]
-        return np.stack(rows)
+    def _heat(self, found: Sequence[Prediction[Floats]], bases: Sequence[artifact.Predictor]) -> Floats:
+        """The mean (B, H, W) of the bases' maps, each scaled by its own good pictures."""
+        scaled = []
+        for each, base in zip(found, bases, strict=True):
+            low, high = base.decider().heat_span
+            scaled.append(
+                [images.resize((one - low) / (high - low), self.config.image_size) for one in each.anomaly_map]
+            )
+        return np.mean(scaled, axis=0, dtype=np.float32)
+
+    def _features(
+        self, image: Floats, found: Sequence[Prediction[Floats]], heat: Floats, files: Sequence[Path | None]
+    ) -> Floats:
+        """What is to be known (B, D) of images (B, 3, H, W), seen like this by each base, read from these files."""
+        labels = [self.components.labels(each, file) for each, file in zip(image, files, strict=True)]
+        count = self.components.count
+        if self.eye is None:
+            maps = zip(*(each.anomaly_map for each in found), strict=True)
+            return np.stack([features(own, each, count) for own, each in zip(maps, labels, strict=True)])
+        with torch.inference_mode():
+            patches = self.eye(torch.from_numpy(image).to(self.device)).cpu().numpy()
+        return peaks.rows(peaks.levels_of(found, labels, count), patches, heat, labels, count)
+
+    def _layout(self, eye: Eye) -> Layout:
+        return eye.layout(len(self.config.base), self.components.count, self.config.image_size)
 
     def _take_bases(self) -> None:
         """Reads the artifacts that the configuration names, as bytes."""
