@@ -145,9 +145,9 @@ def create(root: Path, **changes) -> blemish.Detector:
     return blemish.create("segad", preset="tiny", config=config, device="cpu")
 
 
-@pytest.fixture(scope="module")
-def fitted(root, data):
-    return create(root).fit(data)
+@pytest.fixture(scope="module", params=["peaks", "forest"])
+def fitted(request, root, data):
+    return create(root, decision=request.param).fit(data)
 
 
 def test_what_was_saved_is_what_was_trained_and_holds_its_base(root, data, fitted, tmp_path):
@@ -167,8 +167,8 @@ def test_what_was_saved_is_what_was_trained_and_holds_its_base(root, data, fitte
     assert str(root) not in predictor.header.to_json()
 
 
-def test_the_same_seed_gives_the_same_forest(root, data, fitted):
-    other = create(root).fit(data)
+def test_the_same_seed_gives_the_same_decision(root, data, fitted):
+    other = create(root, decision=fitted.config.decision).fit(data)
     for name, value in fitted.state_dict().items():
         torch.testing.assert_close(value, other.state_dict()[name], rtol=0, atol=0)
 
@@ -183,7 +183,7 @@ def test_bases_and_defects_are_remembered_as_learned(root, data, fitted):
 def test_probability_grows_with_the_margin(fitted):
     low, high = fitted.probability(torch.tensor([-1.0, 1.0])).tolist()
     assert 0 < low < 0.5 < high < 1
-    assert len(fitted.names()) == len(fitted.forest.gain) == 5
+    assert len(fitted.names()) == len(fitted.decision.gain) == {"peaks": 4, "forest": 5}[fitted.config.decision]
 
 
 def test_aligned_and_found_components(root, data, tmp_path):
@@ -192,17 +192,17 @@ def test_aligned_and_found_components(root, data, tmp_path):
     Image.fromarray(picture).save(tmp_path / "parts.png")
     static = create(root, components=f"static:{tmp_path / 'parts.png'}").fit(data)
     assert static.components.static.shape == (64, 64)
-    assert len(static.forest.gain) == 9
-    found = create(root, components="foreground").fit(data)
-    assert len(found.names()) == len(found.forest.gain) == 9
+    assert static.decision.level_span.shape == (2, 1, 2)
+    found = create(root, components="foreground", decision="forest").fit(data)
+    assert len(found.names()) == len(found.decision.gain) == 9
     blemish.save(static, tmp_path / "s.blemish")
     (tmp_path / "parts.png").unlink()
     assert blemish.load(tmp_path / "s.blemish").predict(data.test[0].path).image_score.shape == (1,)
 
 
 def test_clusters_are_parts_of_the_picture_and_the_same_in_each(root, data, tmp_path):
-    detector = create(root, components="cluster:3").fit(data)
-    assert len(detector.names()) == len(detector.forest.gain) == 13
+    detector = create(root, components="cluster:3", decision="forest").fit(data)
+    assert len(detector.names()) == len(detector.decision.gain) == 13
     blemish.save(detector, tmp_path / "s.blemish")
     loaded = blemish.load(tmp_path / "s.blemish", device="cpu")
     batch = np.random.default_rng(0).random((2, 3, 64, 64)).astype(np.float32)
@@ -233,7 +233,7 @@ def test_too_few_defects_and_no_base_are_refused(root, data):
 
 def test_a_forest_without_a_split_is_refused(root, data):
     with pytest.raises(DatasetError, match="3 good and 5 defective pictures give the forest nothing to split on"):
-        create(root, calibration_fraction=0.75).fit(data)
+        create(root, calibration_fraction=0.75, decision="forest").fit(data)
 
 
 def test_copies_of_defects_leave_the_test(root, tmp_path):
@@ -250,7 +250,7 @@ def test_copies_of_defects_leave_the_test(root, tmp_path):
 
 def test_a_picture_whose_map_is_not_a_number_is_never_good(fitted, monkeypatch):
     broken = [np.full((1, 64, 64), np.nan, np.float32)]
-    monkeypatch.setattr(type(fitted), "_look_up", lambda self, image, parts: [Prediction(broken[0], np.ones(1))])
+    monkeypatch.setattr(type(fitted), "_look_up", lambda self, image, parts, bases: [Prediction(broken[0], np.ones(1))])
     assert np.isnan(infer(fitted, np.zeros((1, 3, 64, 64), np.float32)).image_score).all()
 
 
@@ -272,7 +272,7 @@ def labelled(root: Path, data: Dataset, folder: Path) -> Path:
 def test_label_maps_are_found_by_the_folders_of_their_pictures(root, data, tmp_path):
     folder = labelled(root, data, tmp_path / "labels")
     detector = create(root, components=f"folder:{folder}").fit(data)
-    assert len(detector.names()) == len(detector.forest.gain) == 9
+    assert detector.decision.level_span.shape == (2, 1, 2)
     assert detector.failures == []
     blemish.save(detector, tmp_path / "s.blemish")
     predictor = blemish.load(tmp_path / "s.blemish", device="cpu")
@@ -339,7 +339,7 @@ def test_what_decides_is_known(fitted, data):
     bad = next(sample for sample in data.test if sample.is_anomalous)
     predictor = artifact.predictor(fitted)
     (words,) = predictor.explain(read_image(bad.path, predictor.preprocessing)[0][None], [part_of(bad)])
-    assert "base.blemish" in words
+    assert "base.blemish" in words or "likeness to labelled defects" in words
     assert "(+" in words
 
 

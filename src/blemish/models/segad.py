@@ -301,7 +301,7 @@ class SegAD(Detector):
             scaled.append(
                 [images.resize((one - low) / (high - low), self.config.image_size) for one in each.anomaly_map]
             )
-        return np.mean(scaled, axis=0, dtype=np.float32)
+        return np.asarray(np.mean(scaled, axis=0), np.float32)
 
     def _features(
         self, image: Floats, found: Sequence[Prediction[Floats]], heat: Floats, files: Sequence[Path | None]
@@ -317,7 +317,8 @@ class SegAD(Detector):
         return peaks.rows(peaks.levels_of(found, labels, count), patches, heat, labels, count)
 
     def _layout(self, eye: Eye) -> Layout:
-        return eye.layout(len(self.config.base), self.components.count, self.config.image_size)
+        channels, size = eye.backbone.channels, self.config.image_size
+        return peaks.layout(channels, len(self.config.base), self.components.count, size)
 
     def _take_bases(self) -> None:
         """Reads the artifacts that the configuration names, as bytes."""

@@ -78,6 +78,12 @@ class Layout:
         )
 
 
+def layout(channels: Sequence[int], bases: int, components: int, size: tuple[int, int]) -> Layout:
+    """That of the rows of pictures of a size (height, width), of patches with these channels by stride."""
+    grid = -(-size[0] // SPACING) * -(-size[1] // SPACING)
+    return Layout(bases, components, min(SEEN, grid), tuple(channels))
+
+
 class Eye(nn.Module):
     """The backbone, and how the row of a picture is made of its features and maps."""
 
@@ -91,11 +97,6 @@ class Eye(nn.Module):
         super().__init__()
         network = Backbone(backbone, STRIDES, weights).requires_grad_(False)
         self.backbone = network.to(memory_format=torch.channels_last)
-
-    def layout(self, bases: int, components: int, size: tuple[int, int]) -> Layout:
-        """That of pictures of a size (height, width)."""
-        grid = -(-size[0] // SPACING) * -(-size[1] // SPACING)
-        return Layout(bases, components, min(SEEN, grid), tuple(self.backbone.channels))
 
     def forward(self, image: Tensor) -> Tensor:
         """Patch features (B, D, h, w) of images (B, 3, H, W) in [0, 1]."""
