@@ -4,7 +4,8 @@ A map says how far a place is from what is normal, not in which direction. Ten p
 ranking from (a forest on statistics of the map ranks worse than the map's own maximum), but each of them shows one
 direction that matters. So the detector's own score stays, and a vote for each stride of the backbone is added:
 how much the places where the map is highest look like those of labelled defects. Each labelled picture is one
-matched filter against the patches of good pictures. All weights are fixed beforehand; labels choose directions only.
+matched filter against the patches of good pictures. What votes count at most is fixed beforehand: labels choose
+directions, and a stride in which they are no more like each other than good pictures are does not count.
 
 Source: the matched filter is exemplar LDA (Hariharan et al., ECCV 2012; Malisiewicz et al., ICCV 2011).
 """
@@ -39,7 +40,7 @@ ALIKE = 5
 NEAREST = 3
 """Labelled pictures that are the most like a picture; their mean counts."""
 VOTE = 0.5
-"""What the vote of a stride counts, where the detectors' own scores count 1 together."""
+"""What the vote of a stride counts at most, where the detectors' own scores count 1 together."""
 RIDGE = 1.0
 """Added to the covariance of good patches, in units of their mean variance."""
 FOLDS = 5
@@ -169,6 +170,8 @@ class Peaks(nn.Module):
         """(2, strides, J) mean and deviation of what the filters give on good pictures."""
         self.vote_span: Tensor
         """(2, votes) mean and deviation of each vote on good pictures that were not learned from."""
+        self.weight: Tensor
+        """(votes,) what a deviation of each vote counts."""
         self.gain: Tensor
         """(votes,) share of each vote in what sets labelled pictures apart from good ones; 1 in all, or 0."""
         self.register_buffer("level_span", torch.zeros(2, layout.bases, layout.components))
@@ -176,6 +179,7 @@ class Peaks(nn.Module):
         self.register_buffer("filters", torch.zeros(0, depth))
         self.register_buffer("filter_span", torch.zeros(2, len(layout.channels), 0))
         self.register_buffer("vote_span", torch.zeros(2, votes))
+        self.register_buffer("weight", torch.zeros(votes))
         self.register_buffer("gain", torch.zeros(votes))
 
     @classmethod
@@ -197,8 +201,12 @@ class Peaks(nn.Module):
         found = cls(layout).match(good, bad)
         found.vote_span = torch.stack([held_out.mean(0), _deviation(held_out, 0)])
         # A labelled picture is compared with the others: with itself it would be perfect.
-        apart = found.weigh(found.votes(bad, leave_out=True)).mean(0).clamp(min=0)
-        found.gain = apart / apart.sum().clamp(min=1e-9)
+        apart = found.scaled_votes(bad, leave_out=True).mean(0)
+        # A stride in which the labelled ones are hardly more alike than good ones are to them is noise.
+        found.weight[: layout.bases] = 1 / layout.bases
+        found.weight[layout.bases :] = VOTE * apart[layout.bases :].clamp(0, 1)
+        parts = (found.weight * apart).clamp(min=0)
+        found.gain = parts / parts.sum().clamp(min=1e-9)
         return found
 
     def check(self, layout: Layout) -> None:
@@ -215,6 +223,7 @@ class Peaks(nn.Module):
             "filters": (labelled, depth),
             "filter_span": (2, strides, labelled),
             "vote_span": (2, layout.bases + strides),
+            "weight": (layout.bases + strides,),
             "gain": (layout.bases + strides,),
         }
         for name, shape in shapes.items():
@@ -227,13 +236,11 @@ class Peaks(nn.Module):
 
     def contributions(self, rows: Tensor) -> Tensor:
         """What each detector and stride adds, (B, votes)."""
-        return self.weigh(self.votes(rows))
+        return self.weight * self.scaled_votes(rows)
 
-    def weigh(self, votes: Tensor) -> Tensor:
-        """Votes in deviations of good ones, each by what it counts."""
-        bases = self.layout.bases
-        weight = votes.new_tensor([1 / bases] * bases + [VOTE] * len(self.layout.channels))
-        return weight * (votes - self.vote_span[0]) / self.vote_span[1]
+    def scaled_votes(self, rows: Tensor, *, leave_out: bool = False) -> Tensor:
+        """Votes in deviations of those of good pictures; `leave_out` as of `votes`."""
+        return (self.votes(rows, leave_out=leave_out) - self.vote_span[0]) / self.vote_span[1]
 
     def match(self, good: Tensor, bad: Tensor) -> Self:
         """Itself, after learning what good patches and labelled defects look like; not yet what votes are worth."""
