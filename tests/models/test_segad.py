@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from blemish.dataset import Dataset
 from blemish.defects import with_defects
 from blemish.detector import infer
 from blemish.errors import ArtifactError, ConfigError, DatasetError, ShapeError
-from blemish.models.segad import SEEDS, draw_defects
+from blemish.models.segad import SEEDS, SegAD, draw_defects
 from blemish.nn.forest import Forest, ForestConfig
 from blemish.nn.map_features import features
 from blemish.parts import part_of
@@ -234,6 +235,35 @@ def test_too_few_defects_and_no_base_are_refused(root, data):
 def test_a_forest_without_a_split_is_refused(root, data):
     with pytest.raises(DatasetError, match="3 good and 5 defective pictures give the forest nothing to split on"):
         create(root, calibration_fraction=0.75, decision="forest").fit(data)
+
+
+def test_only_the_forest_needs_xgboost(root, data, monkeypatch):
+    monkeypatch.setitem(sys.modules, "xgboost", None)
+    assert create(root).fit(data).fitted is not None
+    with pytest.raises(ConfigError, match="XGBoost"):
+        create(root, decision="forest").fit(data)
+
+
+def test_the_paper_decides_by_a_forest_and_the_default_by_peaks():
+    assert {name: preset.decision for name, preset in SegAD.presets.items()} == {
+        "paper": "forest",
+        "small": "peaks",
+        "tiny": "peaks",
+    }
+
+
+def test_an_artifact_whose_decision_is_of_other_rows_is_refused(fitted):
+    other = create_like(fitted)
+    state = fitted.state_dict()
+    name = "decision.level_span" if fitted.config.decision == "peaks" else "decision.feature"
+    state[name] = state[name].new_full((2, 3, 1) if fitted.config.decision == "peaks" else state[name].shape, 99)
+    with pytest.raises(ValueError, match="expected|feature that there is not"):
+        other.restore(state)
+
+
+def create_like(fitted: blemish.Detector) -> blemish.Detector:
+    """A new one that has learned nothing, of the same configuration."""
+    return blemish.create("segad", config=fitted.config, backbone_weights="random", device="cpu")
 
 
 def test_copies_of_defects_leave_the_test(root, tmp_path):

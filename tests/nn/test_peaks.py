@@ -184,3 +184,6 @@ def test_two_of_each_kind_are_enough_to_learn_something():
     maps, patches = pictures(4, defective, 0, direction=3.0)
     rows = table(maps, patches)
     assert np.isfinite(margins(Peaks.learned(rows, defective, layout(), 0), rows)).all()
+    alone = Peaks.learned(rows[:3], defective[:3], layout(), 0)
+    assert alone.weight.tolist() == [1, 0, 0, 0]
+    assert np.isfinite(margins(alone, rows)).all()

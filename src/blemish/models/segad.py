@@ -237,7 +237,7 @@ class SegAD(Detector):
         judged = np.zeros(len(labels), bool)
         for fold in range(FOLDS):
             inside, outside = folds == fold, folds != fold
-            if inside.any() and 0 < labels[outside].sum() < outside.sum():
+            if inside.any() and 0 < labels[outside].sum() < outside.sum() - 1:
                 decision = self._decide(table[outside], labels[outside]).cpu()
                 margins[inside] = decision(torch.from_numpy(table[inside])).numpy()
                 judged |= inside

@@ -187,7 +187,7 @@ class Peaks(nn.Module):
         """What tells good rows from labelled ones.
 
         Args:
-            table: Rows (N, width), at least 2 of each kind.
+            table: Rows (N, width), at least 2 good ones and a defective one.
             is_defective: (N,).
             layout: Of the rows.
             seed: Of the parts that good rows are cut into.
@@ -201,7 +201,8 @@ class Peaks(nn.Module):
         found = cls(layout).match(good, bad)
         found.vote_span = torch.stack([held_out.mean(0), _deviation(held_out, 0)])
         # A labelled picture is compared with the others: with itself it would be perfect.
-        apart = found.scaled_votes(bad, leave_out=True).mean(0)
+        # One alone has nothing to be compared with: the detectors' own scores decide.
+        apart = found.scaled_votes(bad, leave_out=True).mean(0).nan_to_num(0)
         # A stride in which the labelled ones are hardly more alike than good ones are to them is noise.
         found.weight[: layout.bases] = 1 / layout.bases
         found.weight[layout.bases :] = VOTE * apart[layout.bases :].clamp(0, 1)
