@@ -182,7 +182,8 @@ def test_bases_and_defects_are_remembered_as_learned(root, data, fitted):
 
 
 def test_probability_grows_with_the_margin(fitted):
-    low, high = fitted.probability(torch.tensor([-1.0, 1.0])).tolist()
+    margins = {"peaks": [0.0, 10.0], "forest": [-1.0, 1.0]}[fitted.config.decision]
+    low, high = fitted.probability(torch.tensor(margins)).tolist()
     assert 0 < low < 0.5 < high < 1
     assert len(fitted.names()) == len(fitted.decision.gain) == {"peaks": 4, "forest": 5}[fitted.config.decision]
 
@@ -235,6 +236,18 @@ def test_too_few_defects_and_no_base_are_refused(root, data):
 def test_a_forest_without_a_split_is_refused(root, data):
     with pytest.raises(DatasetError, match="3 good and 5 defective pictures give the forest nothing to split on"):
         create(root, calibration_fraction=0.75, decision="forest").fit(data)
+
+
+def test_without_defects_good_pictures_are_disturbed(root, data):
+    good = blemish.open_dataset("auto", root)
+    detector = create(root, disturbed=4).fit(good)
+    assert len(detector.decision.filters) == 4
+    assert detector.fitted.gain is None  # what was made says nothing of real defects
+    folded = create(root, disturbed=6, out_of_fold=2).fit(data)
+    assert len(folded.decision.filters) == 6 + 5
+    assert folded.fitted.gain.defective == 5
+    with pytest.raises(ConfigError, match="--disturbed is -1"):
+        create(root, disturbed=-1)
 
 
 def test_only_the_forest_needs_xgboost(root, data, monkeypatch):

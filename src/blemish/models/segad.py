@@ -32,6 +32,7 @@ from blemish.nn.peaks import Eye, Layout, Peaks
 from blemish.parts import part_of
 from blemish.progress import bar
 from blemish.reading import digest, read_parts
+from blemish.synthesis.disturbances import disturb
 from blemish.training import generator
 from blemish.types import Failure, Policy, Prediction, Preprocessing, Sample
 
@@ -71,6 +72,9 @@ class SegADConfig(DetectorConfig, ForestConfig):
     out_of_fold: int = 0
     """Fit each base anew so many times, each time without some of the pictures that it has learned from, which
     these fits then look at: so the forest can learn from them, too. 0: it learns from other good pictures."""
+    disturbed: int = 0
+    """Good pictures, at most, that are shown again blurred or with a bar of grey as if they were defects (one-class);
+    real ones teach more."""
     calibration_fraction: float = 0.5
     """Share of the good pictures the bases have not learned from that sets the threshold; the forest
     learns from the others. With --out-of-fold all of them set it."""
@@ -81,6 +85,8 @@ class SegADConfig(DetectorConfig, ForestConfig):
         components.parse(self.components)
         if self.out_of_fold < 0 or self.out_of_fold == 1:
             raise bad_option("out_of_fold", self.out_of_fold, "0 (none), or 2 and more")
+        if self.disturbed < 0:
+            raise bad_option("disturbed", self.disturbed, "0 (none) or more")
         if not 0 < self.calibration_fraction < 1:
             raise ConfigError(
                 f"--calibration-fraction is {self.calibration_fraction}; expected a share between 0 and 1."
@@ -142,10 +148,11 @@ class SegAD(Detector):
         """Learns the decision from good pictures, then defects."""
         self.components.learn(data.train, preprocessing, self.config.batch_size, generator(self.config.seed, 0))
         self._round()
-        good, bad = self._rows(data, preprocessing)
-        table = np.array(good.features + bad.features, np.float32)
-        scores = np.array(good.scores + bad.scores, np.float32)
+        good, bad, made = self._rows(data, preprocessing)
+        table = np.array(good.features + bad.features + made.features, np.float32)
+        scores = np.array(good.scores + bad.scores + made.scores, np.float32)
         labels = np.arange(len(table)) >= len(good.features)
+        is_real = np.arange(len(table)) < len(good.features + bad.features)
         if labels.sum() < 2 or (~labels).sum() < 2:
             raise DatasetError(
                 f"{labels.sum()} defective and {(~labels).sum()} good pictures can be read; SegAD learns from 2 of "
@@ -166,7 +173,7 @@ class SegAD(Detector):
         by_gain = sorted(zip(self.decision.gain.tolist(), self.names(), strict=True), key=lambda pair: -pair[0])
         self.importance = {name: gain for gain, name in by_gain if gain > 0}
         for _, own in folded:
-            judged = judged & own & np.isfinite(scores).all(1)
+            judged = judged & own & is_real & np.isfinite(scores).all(1)
         if 0 < labels[judged].sum() < judged.sum():
             alone = dict(zip(self.config.base, scores[judged].T, strict=True))
             supervised = [found[judged] for found, _ in folded]
@@ -205,7 +212,10 @@ class SegAD(Detector):
         table = torch.from_numpy(rows).to(image.device)
         margins, shares = self.decision(table), self.decision.contributions(table).cpu().numpy()
         found, names = [], self.names()
-        for is_bad, own in zip((self.probability(margins) > 0.5).tolist(), shares, strict=True):
+        odds = (
+            margins if self.eye is None else self.platt[0] * margins + self.platt[1]
+        )  # a forest gives log-odds itself
+        for is_bad, own in zip((odds > 0).tolist(), shares, strict=True):
             towards = own if is_bad else -own
             best = [place for place in np.argsort(-towards)[:NAMED] if towards[place] > 0]
             found.append(", ".join(f"{names[place]} ({own[place]:+.2g})" for place in best))
@@ -249,13 +259,18 @@ class SegAD(Detector):
         weight = float((~labels).sum() / labels.sum())
         return Forest.grown(table, labels, weight, self.config.seed, self.config).to(self.device)
 
-    def _rows(self, data: Dataset, preprocessing: Preprocessing) -> tuple[_Rows, _Rows]:
-        """What the decision learns from: the rows of the good pictures, and of the defects."""
+    def _rows(self, data: Dataset, preprocessing: Preprocessing) -> tuple[_Rows, _Rows, _Rows]:
+        """What the decision learns from: the rows of the good pictures, of the defects, and of disturbed good ones."""
         good, bad, count = data.train, data.train_defects, self.config.out_of_fold
-        found = (_Rows(), _Rows())
+        found = (_Rows(), _Rows(), _Rows())
+        draw = np.random.default_rng([self.config.seed, 2])
+        marked = {good[place].path for place in draw.permutation(len(good))[: self.config.disturbed]}
         if not count:
-            for rows, samples in zip(found, (good, bad), strict=True):
+            for rows, samples in zip(found, (good, bad), strict=False):
                 self._read_rows(rows, samples, preprocessing, self._bases())
+            self._read_rows(
+                found[2], [each for each in good if each.path in marked], preprocessing, self._bases(), draw
+            )
             return found
         fold = folds.assign(good, count, self.config.seed)
         place = None if self.unfinished is None else self.unfinished.with_name(f"{self.unfinished.name}-folds")
@@ -271,19 +286,29 @@ class SegAD(Detector):
             # Defects are looked at by each in turn, so that no detector is for one kind alone.
             self._read_rows(found[0], inside, preprocessing, bases)
             self._read_rows(found[1], bad[number::count], preprocessing, bases)
+            self._read_rows(found[2], [each for each in inside if each.path in marked], preprocessing, bases, draw)
         if place is not None:
             shutil.rmtree(place, ignore_errors=True)
         return found
 
     def _read_rows(
-        self, rows: _Rows, samples: Sequence[Sample], preprocessing: Preprocessing, bases: Sequence[artifact.Predictor]
+        self,
+        rows: _Rows,
+        samples: Sequence[Sample],
+        preprocessing: Preprocessing,
+        bases: Sequence[artifact.Predictor],
+        disturbing: np.random.Generator | None = None,
     ) -> None:
+        """Adds what is to be known of pictures; with `disturbing`, after disturbing them."""
         with bar("Look at the maps", len(samples)) as drawn:
             for batch in read_parts(samples, preprocessing, self.config.batch_size, self.failures):
                 parts = [part_of(sample) for sample in batch.samples]
-                found = self._look_up(batch.images, parts, bases)
-                heat = self._heat(found, bases)
-                rows.features += list(self._features(batch.images, found, heat, _files(parts)))
+                seen = batch.images
+                if disturbing is not None:
+                    labels = [self.components.labels(*each) for each in zip(seen, _files(parts), strict=True)]
+                    seen = np.stack([disturb(*each, disturbing) for each in zip(seen, labels, strict=True)])
+                found = self._look_up(seen, parts, bases)
+                rows.features += list(self._features(seen, found, self._heat(found, bases), _files(parts)))
                 rows.scores += list(np.stack([each.image_score for each in found], 1))
                 drawn.advance(len(batch.samples))
 
@@ -358,10 +383,11 @@ class SegAD(Detector):
             raise DatasetError(
                 f"SegAD learns one category at a time, not {len(data.categories)}; choose one with --category."
             )
-        if len(data.train_defects) < 2:
+        if len(data.train_defects) + self.config.disturbed < 2:
             raise DatasetError(
                 f"{data.root} has {len(data.train_defects)} labelled defects to learn from; SegAD takes 2 at least, "
-                "better 10: name their folder with --defects DIR."
+                "better 10: name their folder with --defects DIR. Without any, good pictures can be disturbed: "
+                "--disturbed 100."
             )
         good = data.train + data.validation
         new = [replace(sample, split="train") for sample in good if digest(sample.path) not in known]
