@@ -1,7 +1,8 @@
 """What ten labelled defects bring: image AUROC and FPR at 95 % TPR of bases alone, and with SegAD's two decisions.
 
     python benchmarks/segad.py DATA --bases DIR [--categories a,b] [--components none,foreground,cluster:4]
-        [--decisions peaks,forest] [--labelled 10] [--seeds 333,576,...] [--trees 200] [--out-of-fold 3] [--json FILE]
+        [--decisions peaks,forest] [--recommend] [--labelled 10] [--seeds 333,576,...]
+        [--trees 200] [--out-of-fold 3] [--json FILE]
 
 DIR/CATEGORY/*.blemish are the bases of a category. The protocol is the paper's (arXiv 2405.04953, for
 VisA): the forest learns from the good pictures for training that no base has learned from, and from defects
@@ -15,7 +16,7 @@ import argparse
 import json
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -29,8 +30,8 @@ from blemish.components import Components
 from blemish.dataset import Dataset
 from blemish.detector import DetectorConfig
 from blemish.images import Bools, Floats
-from blemish.label_gain import quality
-from blemish.models.segad import SEEDS, draw_defects
+from blemish.label_gain import held_out, label_gain, quality
+from blemish.models.segad import REPEATS, SEEDS, draw_defects
 from blemish.nn import peaks
 from blemish.nn.forest import Forest, ForestConfig
 from blemish.nn.map_features import STATISTICS, Labels, features
@@ -194,6 +195,7 @@ def measure(
     taught = {looked.paths[row]: row for row in np.flatnonzero(kinds == "taught")}
     shown = np.array([taught.get(looked.paths[row], row) for row in bad])
     found: dict[str, list[tuple[float, float]]] = {}
+    advice: dict[str, list[bool]] = {}
 
     def note(what: str, values: Floats, defective: Bools) -> None:
         result = quality(values, defective, 0.01)
@@ -210,10 +212,18 @@ def measure(
             note(f"{name} alone", scores[test, number], defective)
         for kind, some in looked.peaks:
             table = np.array(looked.peaks[kind, some], np.float32)
-            layout = looked.layout(len(some), parts[kind])
-            decision = Peaks.learned(table[learn], labels, layout, seed)
+            shape = looked.layout(len(some), parts[kind])
+            decision = Peaks.learned(table[learn], labels, shape, seed)
             values = decision(torch.from_numpy(table[test])).detach().numpy()
-            note(f"{' + '.join(names[one] for one in some)} + peaks, {kind}", values, defective)
+            what = f"{' + '.join(names[one] for one in some)} + peaks, {kind}"
+            note(what, values, defective)
+            if options.recommend:
+                own = [
+                    held_out(table[learn], labels, judge(shape, seed), (seed, number))[0] for number in range(REPEATS)
+                ]
+                alone = {names[one]: scores[learn, one] for one in some}
+                said = label_gain(alone, own, labels, 0.01)
+                advice.setdefault(what, []).append(said.is_recommended)
         for kind, rows in looked.rows.items() if "forest" in options.decisions else ():
             table = np.array(rows, np.float32)
             for some in together(len(names)):
@@ -222,7 +232,19 @@ def measure(
                 forest = Forest.grown(part[learn], labels, weight, seed, ForestConfig(trees=options.trees))
                 margins = forest(torch.from_numpy(np.ascontiguousarray(part[test]))).numpy()
                 note(f"{' + '.join(names[one] for one in some)} + forest, {kind}", margins, defective)
+    for what, said in advice.items():
+        print(f"{what}: labels are recommended for {sum(said)} of {len(said)} draws", flush=True)
     return found
+
+
+def judge(shape: Layout, seed: int) -> Callable[[Floats, Bools], Callable[[Floats], Floats]]:
+    """What learns the decision by peaks from rows, for `held_out`."""
+
+    def learn(table: Floats, labels: Bools) -> Callable[[Floats], Floats]:
+        decision = Peaks.learned(table, labels, shape, seed)
+        return lambda rows: decision(torch.from_numpy(rows)).numpy()
+
+    return learn
 
 
 def main() -> None:
@@ -233,6 +255,7 @@ def main() -> None:
     parser.add_argument("--categories", default="")
     parser.add_argument("--components", type=lambda text: text.split(","), default=["none", "foreground", "cluster:4"])
     parser.add_argument("--decisions", type=lambda text: text.split(","), default=["peaks", "forest"])
+    parser.add_argument("--recommend", action="store_true", help="also cross-validate, and say what is recommended")
     parser.add_argument("--labelled", type=int, default=10)
     parser.add_argument("--seeds", type=lambda text: [int(one) for one in text.split(",")], default=list(SEEDS))
     parser.add_argument("--trees", type=int, default=200)

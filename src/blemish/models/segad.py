@@ -8,7 +8,7 @@ few, `blemish.nn.peaks` adds to the bases' own scores how much the peaks of thei
 
 import math
 import shutil
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,7 +24,7 @@ from blemish.dataset import Dataset, hold_out
 from blemish.detector import Detector, DetectorConfig
 from blemish.errors import ArtifactError, ConfigError, DatasetError, bad_option
 from blemish.images import Bools, Floats
-from blemish.label_gain import label_gain
+from blemish.label_gain import held_out, label_gain
 from blemish.nn import map_features, peaks
 from blemish.nn.forest import Forest, ForestConfig, platt
 from blemish.nn.map_features import features
@@ -38,10 +38,8 @@ from blemish.types import Failure, Policy, Prediction, Preprocessing, Sample
 
 SEEDS = (333, 576, 725, 823, 831, 902, 226, 598, 874, 589)
 """Seeds of the paper's ten draws of labelled defects."""
-FOLDS = 5
-"""Parts that the rows are cut into, to learn what margins are worth on pictures not learned from."""
 REPEATS = 3
-"""Times that this is done, to see what labels bring."""
+"""Cross-validations, to see what labels bring."""
 NAMED = 2
 """Features that are named as what decided, at most."""
 
@@ -167,7 +165,7 @@ class SegAD(Detector):
                 "--validation-fraction 0.5, so that more good pictures are new to it, use --out-of-fold 3 or "
                 "--decision peaks, or add pictures."
             )
-        folded = [self.held_out_margins(table, labels, number) for number in range(REPEATS)]
+        folded = [held_out(table, labels, self._judge, (self.config.seed, number)) for number in range(REPEATS)]
         margins, judged = folded[0]
         self.platt = torch.tensor(platt(margins[judged], labels[judged]))
         by_gain = sorted(zip(self.decision.gain.tolist(), self.names(), strict=True), key=lambda pair: -pair[0])
@@ -230,28 +228,9 @@ class SegAD(Detector):
             self.decision.check(self._layout(self.eye))
         self._bases()
 
-    def held_out_margins(self, table: Floats, labels: Bools, number: int = 0) -> tuple[Floats, Bools]:
-        """Margins (N,) by decisions that have not learned from the row, and which rows have one.
-
-        Args:
-            table: Features (N, D).
-            labels: Which rows are defective, (N,).
-            number: Of the cross-validation; each cuts the rows in another way.
-        """
-        folds = np.zeros(len(labels), int)
-        for kind in (False, True):
-            rows = np.flatnonzero(labels == kind)
-            draw = np.random.default_rng([self.config.seed, int(kind), number])
-            folds[draw.permutation(rows)] = np.arange(len(rows)) % FOLDS
-        margins = np.zeros(len(labels), np.float32)
-        judged = np.zeros(len(labels), bool)
-        for fold in range(FOLDS):
-            inside, outside = folds == fold, folds != fold
-            if inside.any() and 0 < labels[outside].sum() < outside.sum() - 1:
-                decision = self._decide(table[outside], labels[outside]).cpu()
-                margins[inside] = decision(torch.from_numpy(table[inside])).numpy()
-                judged |= inside
-        return margins, judged
+    def _judge(self, table: Floats, labels: Bools) -> Callable[[Floats], Floats]:
+        decision = self._decide(table, labels).cpu()
+        return lambda rows: decision(torch.from_numpy(rows)).numpy()
 
     def _decide(self, table: Floats, labels: Bools) -> Forest | Peaks:
         if self.eye is not None:
