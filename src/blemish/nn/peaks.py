@@ -303,7 +303,7 @@ class Peaks(nn.Module):
 
 def names(bases: Sequence[str], components: int) -> list[str]:
     """What each vote is, in words, in their order."""
-    own = "score of" if components == 1 else "most abnormal component for"
+    own = "score of" if components == 1 else "most abnormal component of"
     return [f"{own} {base}" for base in bases] + [f"likeness to labelled defects, stride {each}" for each in STRIDES]
 
 
