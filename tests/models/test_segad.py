@@ -181,9 +181,11 @@ def test_bases_and_defects_are_remembered_as_learned(root, data, fitted):
     assert len(fitted.fitted.calibrations["cloth"].image_scores) == 6
 
 
-def test_probability_grows_with_the_margin(fitted):
-    margins = {"peaks": [0.0, 10.0], "forest": [-1.0, 1.0]}[fitted.config.decision]
-    low, high = fitted.probability(torch.tensor(margins)).tolist()
+def test_probability_grows_with_the_margin(fitted, data):
+    predictor = artifact.predictor(fitted)
+    kinds = [[sample.path for sample in data.test if sample.is_anomalous is kind] for kind in (False, True)]
+    good, bad = (float(np.median(predictor.predict(paths).image_score)) for paths in kinds)
+    low, high = fitted.probability(torch.tensor([good, bad])).tolist()
     assert 0 < low < 0.5 < high < 1
     assert len(fitted.names()) == len(fitted.decision.gain) == {"peaks": 4, "forest": 5}[fitted.config.decision]
 
