@@ -276,6 +276,13 @@ def test_an_artifact_whose_decision_is_of_other_rows_is_refused(fitted):
         other.restore(state)
 
 
+def test_an_artifact_of_an_earlier_version_is_to_be_made_anew(fitted):
+    state = {name.replace("decision.", "forest."): value for name, value in fitted.state_dict().items()}
+    state["forest.start"] = torch.zeros(1)
+    with pytest.raises(ArtifactError, match="earlier version of Blemish"):
+        create_like(fitted).restore(state)
+
+
 def create_like(fitted: blemish.Detector) -> blemish.Detector:
     """A new one that has learned nothing, of the same configuration."""
     return blemish.create("segad", config=fitted.config, backbone_weights="random", device="cpu")

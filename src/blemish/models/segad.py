@@ -221,6 +221,10 @@ class SegAD(Detector):
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Takes over a saved state, and opens the bases in it."""
+        if "forest.start" in state:
+            raise ArtifactError(
+                "this SegAD was made by an earlier version of Blemish; expected one of now: fit it again."
+            )
         super().restore(state)
         if isinstance(self.decision, Forest):
             self.decision.check(len(self.names()))
