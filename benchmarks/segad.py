@@ -1,7 +1,8 @@
-"""What ten labelled defects bring: image AUROC and FPR at 95 % TPR of bases alone, and of SegAD on them.
+"""What ten labelled defects bring: image AUROC and FPR at 95 % TPR of bases alone, and with SegAD's two decisions.
 
     python benchmarks/segad.py DATA --bases DIR [--categories a,b] [--components none,foreground,cluster:4]
-        [--labelled 10] [--seeds 333,576,...] [--trees 200] [--out-of-fold 3] [--json FILE]
+        [--decisions peaks,forest] [--recommend] [--labelled 10] [--seeds 333,576,...]
+        [--trees 200] [--out-of-fold 3] [--json FILE]
 
 DIR/CATEGORY/*.blemish are the bases of a category. The protocol is the paper's (arXiv 2405.04953, for
 VisA): the forest learns from the good pictures for training that no base has learned from, and from defects
@@ -15,7 +16,7 @@ import argparse
 import json
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -23,21 +24,25 @@ import numpy as np
 import torch
 
 import blemish
-from blemish import folds
+from blemish import folds, images
 from blemish.artifact import Predictor
 from blemish.components import Components
 from blemish.dataset import Dataset
 from blemish.detector import DetectorConfig
 from blemish.images import Bools, Floats
-from blemish.label_gain import quality
-from blemish.models.segad import SEEDS, draw_defects
+from blemish.label_gain import held_out, label_gain, quality
+from blemish.models.segad import REPEATS, SEEDS, draw_defects
+from blemish.nn import peaks
 from blemish.nn.forest import Forest, ForestConfig
-from blemish.nn.map_features import STATISTICS, features
+from blemish.nn.map_features import STATISTICS, Labels, features
+from blemish.nn.peaks import Eye, Layout, Peaks, layout
 from blemish.parts import part_of
 from blemish.reading import digest, read_parts
-from blemish.types import Failure, Preprocessing, Sample
+from blemish.types import Failure, Prediction, Preprocessing, Sample
 
 BATCH = 4
+Bases = tuple[int, ...]
+"""Numbers of those that decide together."""
 
 
 @dataclass
@@ -50,34 +55,88 @@ class Looked:
     scores: list[Floats] = field(default_factory=list)
     """Of each base."""
     rows: dict[str, list[Floats]] = field(default_factory=dict)
-    """{components: features}."""
+    """{components: statistics of the maps, for the forest}."""
+    peaks: dict[tuple[str, Bases], list[Floats]] = field(default_factory=dict)
+    """{(components, numbers of bases): rows for the decision by peaks}."""
     seconds: dict[str, list[float]] = field(default_factory=dict)
-    """{components: of each picture, for finding them and for the features}."""
+    """{what: of each picture}."""
+    channels: tuple[int, ...] = ()
+    """Of the patches, by stride."""
+    size: tuple[int, int] = (0, 0)
+    """Of the images."""
+
+    def layout(self, bases: int, components: int) -> Layout:
+        """That of the rows for the decision by peaks."""
+        return layout(self.channels, bases, components, self.size)
 
 
-def look(
-    found: Looked, bases: Sequence[Predictor], samples: dict[str, list[Sample]], pieces: dict[str, Components]
-) -> None:
+@dataclass
+class Means:
+    """What pictures are looked at with."""
+
+    pieces: dict[str, Components]
+    eye: Eye | None
+    """None where no decision is by peaks."""
+
+
+def together(count: int) -> list[Bases]:
+    """Each base alone, and all."""
+    return [(number,) for number in range(count)] + ([tuple(range(count))] if count > 1 else [])
+
+
+def look(found: Looked, bases: Sequence[Predictor], samples: dict[str, list[Sample]], means: Means) -> None:
     """Adds what there is to know of some pictures."""
     failures: list[Failure] = []
     order = [(name, sample) for name, own in samples.items() for sample in own]
     name_of = {sample.path: name for name, sample in order}
     for batch in read_parts([sample for _, sample in order], seen_by(bases), BATCH, failures):
         predicted = [base.predict_parts(batch.images, [part_of(one) for one in batch.samples]) for base in bases]
+        labels: dict[str, list[Labels]] = {kind: [] for kind in means.pieces}
         for place, (sample, image) in enumerate(zip(batch.samples, batch.images, strict=True)):
             found.kinds.append(name_of[sample.path])
             found.paths.append(sample.path)
             found.scores.append(np.array([each.image_score[place] for each in predicted]))
             maps = [each.anomaly_map[place] for each in predicted]
-            for kind, own in pieces.items():
+            for kind, own in means.pieces.items():
                 start = time.perf_counter()
-                labels = own.labels(image, sample.path)
+                labels[kind].append(own.labels(image, sample.path))
                 middle = time.perf_counter()
-                found.rows.setdefault(kind, []).append(features(maps, labels, own.count))
+                found.rows.setdefault(kind, []).append(features(maps, labels[kind][-1], own.count))
                 found.seconds.setdefault(f"find {kind}", []).append(middle - start)
                 found.seconds.setdefault(f"features {kind}", []).append((time.perf_counter() - middle) / len(maps))
+        if means.eye is not None:
+            look_at_peaks(found, bases, batch.images, predicted, labels, means)
     for failure in failures:
         print(f"not used: {failure.reason}", flush=True)
+
+
+def look_at_peaks(
+    found: Looked,
+    bases: Sequence[Predictor],
+    seen: Floats,
+    predicted: list[Prediction[Floats]],
+    labels: dict[str, list[Labels]],
+    means: Means,
+) -> None:
+    """Adds the rows for the decision by peaks of a batch of images (B, 3, H, W)."""
+    start = time.perf_counter()
+    device = next(means.eye.parameters()).device
+    with torch.inference_mode():
+        patches = means.eye(torch.from_numpy(seen).to(device)).cpu().numpy()
+    found.seconds.setdefault("patch features", []).extend([(time.perf_counter() - start) / len(seen)] * len(seen))
+    scaled = []
+    for each, base in zip(predicted, bases, strict=True):
+        low, high = base.decider().heat_span
+        scaled.append([images.resize((one - low) / (high - low), seen.shape[2:]) for one in each.anomaly_map])
+    for kind, own in means.pieces.items():
+        for some in together(len(bases)):
+            start = time.perf_counter()
+            heat = np.mean([scaled[number] for number in some], 0, dtype=np.float32)
+            levels = peaks.levels_of([predicted[number] for number in some], labels[kind], own.count)
+            rows = peaks.rows(levels, patches, heat, labels[kind], own.count)
+            found.peaks.setdefault((kind, some), []).extend(rows)
+            spent = (time.perf_counter() - start) / len(seen)
+            found.seconds.setdefault(f"peaks {kind}, {len(some)} bases", []).extend([spent] * len(seen))
 
 
 def seen_by(bases: Sequence[Predictor]) -> Preprocessing:
@@ -98,9 +157,11 @@ def look_at_all(
     pieces = {kind: Components(kind, DetectorConfig().backbone, "default").eval() for kind in options.components}
     for own in pieces.values():
         own.learn(good, seen_by(bases), BATCH, torch.Generator().manual_seed(0))
-    found = Looked()
+    eye = Eye(DetectorConfig().backbone, "default").eval().to(options.device) if "peaks" in options.decisions else None
+    means = Means(pieces, eye)
+    found = Looked(channels=tuple(eye.backbone.channels) if eye else (), size=seen_by(bases).image_size)
     tested = [sample for sample in data.test if sample.is_anomalous is False]
-    look(found, bases, {"new": fresh, "good": tested, "bad": bad}, pieces)
+    look(found, bases, {"new": fresh, "good": tested, "bad": bad}, means)
     if options.out_of_fold:
         seen = [sample for sample in good if digest(sample.path) in known]
         fold = folds.assign(seen, options.out_of_fold, 0)
@@ -111,7 +172,7 @@ def look_at_all(
             held_out = [replace(sample, split="validation") for sample in fresh]
             others = folds.without(replace(data, samples=(*as_learned, *held_out)), inside)
             fits = [folds.refit(base.header, others, device, "default", None) for base in bases]
-            look(found, fits, {"new": inside, "taught": bad[number :: options.out_of_fold]}, pieces)
+            look(found, fits, {"new": inside, "taught": bad[number :: options.out_of_fold]}, means)
     return found, {kind: own.count for kind, own in pieces.items()}
 
 
@@ -134,12 +195,12 @@ def measure(
     taught = {looked.paths[row]: row for row in np.flatnonzero(kinds == "taught")}
     shown = np.array([taught.get(looked.paths[row], row) for row in bad])
     found: dict[str, list[tuple[float, float]]] = {}
+    advice: dict[str, list[bool]] = {}
 
     def note(what: str, values: Floats, defective: Bools) -> None:
         result = quality(values, defective, 0.01)
         found.setdefault(what, []).append((result.auroc, result.fpr_at_95_tpr))
 
-    sets = [[number] for number in range(len(names))] + ([list(range(len(names)))] if len(names) > 1 else [])
     for seed in options.seeds:
         drawn = draw_defects(len(bad), options.labelled, seed)
         left = np.setdiff1d(np.arange(len(bad)), drawn)
@@ -149,15 +210,41 @@ def measure(
         labels = np.arange(len(learn)) >= len(new)
         for number, name in enumerate(names):
             note(f"{name} alone", scores[test, number], defective)
-        for kind, rows in looked.rows.items():
+        for kind, some in looked.peaks:
+            table = np.array(looked.peaks[kind, some], np.float32)
+            shape = looked.layout(len(some), parts[kind])
+            decision = Peaks.learned(table[learn], labels, shape, seed)
+            values = decision(torch.from_numpy(table[test])).detach().numpy()
+            what = f"{' + '.join(names[one] for one in some)} + peaks, {kind}"
+            note(what, values, defective)
+            if options.recommend:
+                own = [
+                    held_out(table[learn], labels, judge(shape, seed), (seed, number))[0] for number in range(REPEATS)
+                ]
+                alone = {names[one]: scores[learn, one] for one in some}
+                said = label_gain(alone, own, labels, 0.01)
+                advice.setdefault(what, []).append(said.is_recommended)
+        for kind, rows in looked.rows.items() if "forest" in options.decisions else ():
             table = np.array(rows, np.float32)
-            for own in sets:
-                part = table[:, columns(parts[kind], len(names), own)]
+            for some in together(len(names)):
+                part = table[:, columns(parts[kind], len(names), some)]
                 weight = len(new) / options.labelled
                 forest = Forest.grown(part[learn], labels, weight, seed, ForestConfig(trees=options.trees))
                 margins = forest(torch.from_numpy(np.ascontiguousarray(part[test]))).numpy()
-                note(f"{' + '.join(names[one] for one in own)} + SegAD, {kind}", margins, defective)
+                note(f"{' + '.join(names[one] for one in some)} + forest, {kind}", margins, defective)
+    for what, said in advice.items():
+        print(f"{what}: labels are recommended for {sum(said)} of {len(said)} draws", flush=True)
     return found
+
+
+def judge(shape: Layout, seed: int) -> Callable[[Floats, Bools], Callable[[Floats], Floats]]:
+    """What learns the decision by peaks from rows, for `held_out`."""
+
+    def learn(table: Floats, labels: Bools) -> Callable[[Floats], Floats]:
+        decision = Peaks.learned(table, labels, shape, seed)
+        return lambda rows: decision(torch.from_numpy(rows)).numpy()
+
+    return learn
 
 
 def main() -> None:
@@ -167,6 +254,8 @@ def main() -> None:
     parser.add_argument("--bases", type=Path, required=True, help="folder with CATEGORY/*.blemish")
     parser.add_argument("--categories", default="")
     parser.add_argument("--components", type=lambda text: text.split(","), default=["none", "foreground", "cluster:4"])
+    parser.add_argument("--decisions", type=lambda text: text.split(","), default=["peaks", "forest"])
+    parser.add_argument("--recommend", action="store_true", help="also cross-validate, and say what is recommended")
     parser.add_argument("--labelled", type=int, default=10)
     parser.add_argument("--seeds", type=lambda text: [int(one) for one in text.split(",")], default=list(SEEDS))
     parser.add_argument("--trees", type=int, default=200)

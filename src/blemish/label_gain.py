@@ -1,6 +1,6 @@
 """What labels bring: scores with and without them, compared on the same pictures."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -8,6 +8,10 @@ from blemish.images import Bools, Floats
 from blemish.types import Calibration, LabelGain, Quality, one_in
 
 RESAMPLES = 1000
+FOLDS = 5
+"""Parts that the rows are cut into, to learn what margins are worth on pictures not learned from."""
+Judge = Callable[[Floats], Floats]
+"""Gives the margins (N,) of rows (N, D)."""
 
 
 def label_gain(
@@ -46,6 +50,32 @@ def label_gain(
         ),
         better=wins / RESAMPLES,
     )
+
+
+def held_out(
+    table: Floats, is_defective: Bools, learn: Callable[[Floats, Bools], Judge], seed: tuple[int, int]
+) -> tuple[Floats, Bools]:
+    """Margins (N,) by what has not learned from the row, and which rows have one.
+
+    Args:
+        table: Rows (N, D).
+        is_defective: (N,).
+        learn: Gives what judges, of rows and which of them are defective.
+        seed: And the number of the cross-validation; each cuts the rows in another way.
+    """
+    folds = np.zeros(len(is_defective), int)
+    for kind in (False, True):
+        rows = np.flatnonzero(is_defective == kind)
+        draw = np.random.default_rng([seed[0], int(kind), seed[1]])
+        folds[draw.permutation(rows)] = np.arange(len(rows)) % FOLDS
+    margins = np.zeros(len(is_defective), np.float32)
+    judged = np.zeros(len(is_defective), bool)
+    for fold in range(FOLDS):
+        inside, outside = folds == fold, folds != fold
+        if inside.any() and 0 < is_defective[outside].sum() < outside.sum() - 1:
+            margins[inside] = learn(table[outside], is_defective[outside])(table[inside])
+            judged |= inside
+    return margins, judged
 
 
 def quality(scores: Floats, is_defective: Bools, max_false_reject: float) -> Quality:

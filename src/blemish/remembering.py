@@ -20,6 +20,7 @@ from blemish.errors import bad_option
 from blemish.nn.backbone import Backbone
 from blemish.nn.blur import gaussian_blur
 from blemish.nn.coreset import greedy_coreset, project, squared_distances
+from blemish.nn.patches import patch_features
 from blemish.progress import Bar, bar
 from blemish.reading import read_batches
 from blemish.training import generator
@@ -130,18 +131,8 @@ class Rememberer(Detector):
         return Prediction(gaussian_blur(scaled, self.config.blur).squeeze(1), image_score)
 
     def embed(self, features: Mapping[int, Tensor]) -> Tensor:
-        """Locally aware patch features (B, D, h, w), `patch_stride` pixels apart (equations 1 to 3).
-
-        The average counts the zeros outside of the picture, as the reference does: it damps patches
-        at the border, where the backbone's own padding makes good pictures differ most.
-        """
-        side, spacing = self.config.neighbourhood, self.config.patch_stride
-        averaged = {
-            stride: F.avg_pool2d(features[stride], side, stride=1, padding=side // 2)
-            for stride in sorted(self.config.strides)
-        }
-        size = averaged[spacing].shape[-2:]
-        return torch.cat([_on_grid(feature, spacing / stride, size) for stride, feature in averaged.items()], dim=1)
+        """Locally aware patch features (B, D, h, w), `patch_stride` pixels apart (equations 1 to 3)."""
+        return patch_features(features, self.config.strides, self.config.patch_stride, self.config.neighbourhood)
 
     def patches(self, image: Tensor) -> Tensor:
         """Patch features (B, h·w, D) of images (B, 3, H, W)."""
@@ -188,10 +179,3 @@ class Rememberer(Detector):
         around = self.neighbour_index[to_bank.argmin(dim=1)]  # (B, b)
         weight = 1 - to_bank.gather(1, around).softmax(dim=1)[:, 0]
         return weight * largest
-
-
-def _on_grid(feature: Tensor, ratio: float, size: Sequence[int]) -> Tensor:
-    """A feature map with `size` positions: averaged when it has `ratio` > 1 times as many a side, else interpolated."""
-    if ratio > 1:
-        return F.avg_pool2d(feature, int(ratio), ceil_mode=True, count_include_pad=False)
-    return feature if ratio == 1 else F.interpolate(feature, size=size, mode="bilinear", align_corners=False)

@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from blemish.dataset import Dataset
 from blemish.defects import with_defects
 from blemish.detector import infer
 from blemish.errors import ArtifactError, ConfigError, DatasetError, ShapeError
-from blemish.models.segad import SEEDS, draw_defects
+from blemish.models.segad import SEEDS, SegAD, draw_defects
 from blemish.nn.forest import Forest, ForestConfig
 from blemish.nn.map_features import features
 from blemish.parts import part_of
@@ -145,9 +146,9 @@ def create(root: Path, **changes) -> blemish.Detector:
     return blemish.create("segad", preset="tiny", config=config, device="cpu")
 
 
-@pytest.fixture(scope="module")
-def fitted(root, data):
-    return create(root).fit(data)
+@pytest.fixture(scope="module", params=["peaks", "forest"])
+def fitted(request, root, data):
+    return create(root, decision=request.param).fit(data)
 
 
 def test_what_was_saved_is_what_was_trained_and_holds_its_base(root, data, fitted, tmp_path):
@@ -167,8 +168,8 @@ def test_what_was_saved_is_what_was_trained_and_holds_its_base(root, data, fitte
     assert str(root) not in predictor.header.to_json()
 
 
-def test_the_same_seed_gives_the_same_forest(root, data, fitted):
-    other = create(root).fit(data)
+def test_the_same_seed_gives_the_same_decision(root, data, fitted):
+    other = create(root, decision=fitted.config.decision).fit(data)
     for name, value in fitted.state_dict().items():
         torch.testing.assert_close(value, other.state_dict()[name], rtol=0, atol=0)
 
@@ -180,10 +181,13 @@ def test_bases_and_defects_are_remembered_as_learned(root, data, fitted):
     assert len(fitted.fitted.calibrations["cloth"].image_scores) == 6
 
 
-def test_probability_grows_with_the_margin(fitted):
-    low, high = fitted.probability(torch.tensor([-1.0, 1.0])).tolist()
+def test_probability_grows_with_the_margin(fitted, data):
+    predictor = artifact.predictor(fitted)
+    kinds = [[sample.path for sample in data.test if sample.is_anomalous is kind] for kind in (False, True)]
+    good, bad = (float(np.median(predictor.predict(paths).image_score)) for paths in kinds)
+    low, high = fitted.probability(torch.tensor([good, bad])).tolist()
     assert 0 < low < 0.5 < high < 1
-    assert len(fitted.names()) == len(fitted.forest.gain) == 5
+    assert len(fitted.names()) == len(fitted.decision.gain) == {"peaks": 4, "forest": 5}[fitted.config.decision]
 
 
 def test_aligned_and_found_components(root, data, tmp_path):
@@ -192,17 +196,17 @@ def test_aligned_and_found_components(root, data, tmp_path):
     Image.fromarray(picture).save(tmp_path / "parts.png")
     static = create(root, components=f"static:{tmp_path / 'parts.png'}").fit(data)
     assert static.components.static.shape == (64, 64)
-    assert len(static.forest.gain) == 9
-    found = create(root, components="foreground").fit(data)
-    assert len(found.names()) == len(found.forest.gain) == 9
+    assert static.decision.level_span.shape == (2, 1, 2)
+    found = create(root, components="foreground", decision="forest").fit(data)
+    assert len(found.names()) == len(found.decision.gain) == 9
     blemish.save(static, tmp_path / "s.blemish")
     (tmp_path / "parts.png").unlink()
     assert blemish.load(tmp_path / "s.blemish").predict(data.test[0].path).image_score.shape == (1,)
 
 
 def test_clusters_are_parts_of_the_picture_and_the_same_in_each(root, data, tmp_path):
-    detector = create(root, components="cluster:3").fit(data)
-    assert len(detector.names()) == len(detector.forest.gain) == 13
+    detector = create(root, components="cluster:3", decision="forest").fit(data)
+    assert len(detector.names()) == len(detector.decision.gain) == 13
     blemish.save(detector, tmp_path / "s.blemish")
     loaded = blemish.load(tmp_path / "s.blemish", device="cpu")
     batch = np.random.default_rng(0).random((2, 3, 64, 64)).astype(np.float32)
@@ -233,7 +237,55 @@ def test_too_few_defects_and_no_base_are_refused(root, data):
 
 def test_a_forest_without_a_split_is_refused(root, data):
     with pytest.raises(DatasetError, match="3 good and 5 defective pictures give the forest nothing to split on"):
-        create(root, calibration_fraction=0.75).fit(data)
+        create(root, calibration_fraction=0.75, decision="forest").fit(data)
+
+
+def test_without_defects_good_pictures_are_disturbed(root, data):
+    good = blemish.open_dataset("auto", root)
+    detector = create(root, disturbed=4).fit(good)
+    assert len(detector.decision.filters) == 4
+    assert detector.fitted.gain is None  # what was made says nothing of real defects
+    folded = create(root, disturbed=6, out_of_fold=2).fit(data)
+    assert len(folded.decision.filters) == 6 + 5
+    assert folded.fitted.gain.defective == 5
+    with pytest.raises(ConfigError, match="--disturbed is -1"):
+        create(root, disturbed=-1)
+
+
+def test_only_the_forest_needs_xgboost(root, data, monkeypatch):
+    monkeypatch.setitem(sys.modules, "xgboost", None)
+    assert create(root).fit(data).fitted is not None
+    with pytest.raises(ConfigError, match="XGBoost"):
+        create(root, decision="forest").fit(data)
+
+
+def test_the_paper_decides_by_a_forest_and_the_default_by_peaks():
+    assert {name: preset.decision for name, preset in SegAD.presets.items()} == {
+        "paper": "forest",
+        "small": "peaks",
+        "tiny": "peaks",
+    }
+
+
+def test_an_artifact_whose_decision_is_of_other_rows_is_refused(fitted):
+    other = create_like(fitted)
+    state = fitted.state_dict()
+    name = "decision.level_span" if fitted.config.decision == "peaks" else "decision.feature"
+    state[name] = state[name].new_full((2, 3, 1) if fitted.config.decision == "peaks" else state[name].shape, 99)
+    with pytest.raises(ValueError, match="expected|feature that there is not"):
+        other.restore(state)
+
+
+def test_an_artifact_of_an_earlier_version_is_to_be_made_anew(fitted):
+    state = {name.replace("decision.", "forest."): value for name, value in fitted.state_dict().items()}
+    state["forest.start"] = torch.zeros(1)
+    with pytest.raises(ArtifactError, match="earlier version of Blemish"):
+        create_like(fitted).restore(state)
+
+
+def create_like(fitted: blemish.Detector) -> blemish.Detector:
+    """A new one that has learned nothing, of the same configuration."""
+    return blemish.create("segad", config=fitted.config, backbone_weights="random", device="cpu")
 
 
 def test_copies_of_defects_leave_the_test(root, tmp_path):
@@ -250,7 +302,7 @@ def test_copies_of_defects_leave_the_test(root, tmp_path):
 
 def test_a_picture_whose_map_is_not_a_number_is_never_good(fitted, monkeypatch):
     broken = [np.full((1, 64, 64), np.nan, np.float32)]
-    monkeypatch.setattr(type(fitted), "_look_up", lambda self, image, parts: [Prediction(broken[0], np.ones(1))])
+    monkeypatch.setattr(type(fitted), "_look_up", lambda self, image, parts, bases: [Prediction(broken[0], np.ones(1))])
     assert np.isnan(infer(fitted, np.zeros((1, 3, 64, 64), np.float32)).image_score).all()
 
 
@@ -272,7 +324,7 @@ def labelled(root: Path, data: Dataset, folder: Path) -> Path:
 def test_label_maps_are_found_by_the_folders_of_their_pictures(root, data, tmp_path):
     folder = labelled(root, data, tmp_path / "labels")
     detector = create(root, components=f"folder:{folder}").fit(data)
-    assert len(detector.names()) == len(detector.forest.gain) == 9
+    assert detector.decision.level_span.shape == (2, 1, 2)
     assert detector.failures == []
     blemish.save(detector, tmp_path / "s.blemish")
     predictor = blemish.load(tmp_path / "s.blemish", device="cpu")
@@ -339,7 +391,7 @@ def test_what_decides_is_known(fitted, data):
     bad = next(sample for sample in data.test if sample.is_anomalous)
     predictor = artifact.predictor(fitted)
     (words,) = predictor.explain(read_image(bad.path, predictor.preprocessing)[0][None], [part_of(bad)])
-    assert "base.blemish" in words
+    assert "base.blemish" in words or "likeness to labelled defects" in words
     assert "(+" in words
 
 

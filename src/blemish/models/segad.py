@@ -2,16 +2,17 @@
 
 Source: Baitieva et al., "Supervised Anomaly Detection for Complex Industrial Images",
 arXiv 2405.04953. Each component of a part (from a label map) gives four statistics of the map of each
-base detector; a boosted random forest learns from them which pictures are defective.
+base detector; a boosted random forest learns from them which pictures are defective. That takes many labels. With
+few, `blemish.nn.peaks` adds to the bases' own scores how much the peaks of their maps look like labelled defects.
 """
 
 import math
 import shutil
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import ClassVar, Self
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -23,22 +24,22 @@ from blemish.dataset import Dataset, hold_out
 from blemish.detector import Detector, DetectorConfig
 from blemish.errors import ArtifactError, ConfigError, DatasetError, bad_option
 from blemish.images import Bools, Floats
-from blemish.label_gain import label_gain
-from blemish.nn import map_features
+from blemish.label_gain import held_out, label_gain
+from blemish.nn import map_features, peaks
 from blemish.nn.forest import Forest, ForestConfig, platt
 from blemish.nn.map_features import features
+from blemish.nn.peaks import Eye, Layout, Peaks
 from blemish.parts import part_of
 from blemish.progress import bar
 from blemish.reading import digest, read_parts
+from blemish.synthesis.disturbances import disturb
 from blemish.training import generator
 from blemish.types import Failure, Policy, Prediction, Preprocessing, Sample
 
 SEEDS = (333, 576, 725, 823, 831, 902, 226, 598, 874, 589)
 """Seeds of the paper's ten draws of labelled defects."""
-FOLDS = 5
-"""Parts that the rows are cut into, to learn what margins are worth on pictures not learned from."""
 REPEATS = 3
-"""Times that this is done, to see what labels bring."""
+"""Cross-validations, to see what labels bring."""
 NAMED = 2
 """Features that are named as what decided, at most."""
 
@@ -58,6 +59,9 @@ class SegADConfig(DetectorConfig, ForestConfig):
 
     base: tuple[str, ...] = ()
     """Artifacts of the detectors whose maps are looked at; they become part of the new artifact."""
+    decision: Literal["peaks", "forest"] = "peaks"
+    """What decides: peaks (the bases' own scores, and how much the highest places of their maps look like labelled
+    defects; for tens of defects), or the paper's forest (statistics of the maps; for hundreds)."""
     components: str = "none"
     """How pictures fall into components: none (one component), foreground (part and background, found
     in each picture), cluster:K (K parts found in the good pictures by their features), static:FILE
@@ -66,6 +70,9 @@ class SegADConfig(DetectorConfig, ForestConfig):
     out_of_fold: int = 0
     """Fit each base anew so many times, each time without some of the pictures that it has learned from, which
     these fits then look at: so the forest can learn from them, too. 0: it learns from other good pictures."""
+    disturbed: int = 0
+    """Good pictures, at most, that are shown again blurred or with a bar of grey as if they were defects (one-class);
+    real ones teach more."""
     calibration_fraction: float = 0.5
     """Share of the good pictures the bases have not learned from that sets the threshold; the forest
     learns from the others. With --out-of-fold all of them set it."""
@@ -76,6 +83,8 @@ class SegADConfig(DetectorConfig, ForestConfig):
         components.parse(self.components)
         if self.out_of_fold < 0 or self.out_of_fold == 1:
             raise bad_option("out_of_fold", self.out_of_fold, "0 (none), or 2 and more")
+        if self.disturbed < 0:
+            raise bad_option("disturbed", self.disturbed, "0 (none) or more")
         if not 0 < self.calibration_fraction < 1:
             raise ConfigError(
                 f"--calibration-fraction is {self.calibration_fraction}; expected a share between 0 and 1."
@@ -89,7 +98,7 @@ class SegAD(Detector):
     learns_from_defects = True
     is_one_graph = False
     presets: ClassVar[Mapping[str, DetectorConfig]] = {
-        "paper": SegADConfig(calibration_fraction=0.1),
+        "paper": SegADConfig(calibration_fraction=0.1, decision="forest"),
         "small": SegADConfig(),
         "tiny": SegADConfig(image_size=(64, 64), trees=20),
     }
@@ -97,7 +106,8 @@ class SegAD(Detector):
     def __init__(self, config: SegADConfig, backbone_weights: str = "default") -> None:
         super().__init__(config)
         self.components = Components(config.components, config.backbone, backbone_weights)
-        self.forest = Forest()
+        self.eye = Eye(config.backbone, backbone_weights) if config.decision == "peaks" else None
+        self.decision: Forest | Peaks = Forest() if self.eye is None else Peaks(self._layout(self.eye))
         self.platt: Tensor
         """(2,) slope and offset of the probability."""
         self.register_buffer("platt", torch.tensor([1.0, 0.0]))
@@ -133,51 +143,48 @@ class SegAD(Detector):
         return self
 
     def learn(self, data: Dataset, preprocessing: Preprocessing) -> None:
-        """Grows the forest on good pictures, then defects."""
+        """Learns the decision from good pictures, then defects."""
         self.components.learn(data.train, preprocessing, self.config.batch_size, generator(self.config.seed, 0))
         self._round()
-        good, bad = self._rows(data, preprocessing)
-        table = np.array(good.features + bad.features, np.float32)
-        scores = np.array(good.scores + bad.scores, np.float32)
+        good, bad, made = self._rows(data, preprocessing)
+        table = np.array(good.features + bad.features + made.features, np.float32)
+        scores = np.array(good.scores + bad.scores + made.scores, np.float32)
         labels = np.arange(len(table)) >= len(good.features)
+        is_real = np.arange(len(table)) < len(good.features + bad.features)
         if labels.sum() < 2 or (~labels).sum() < 2:
             raise DatasetError(
                 f"{labels.sum()} defective and {(~labels).sum()} good pictures can be read; SegAD learns from 2 of "
                 "each at least, better 10 defects and more."
             )
         self.config = replace(self.config, base=_different([Path(name).name for name in self.config.base]))
-        self.forest = self._grow(table, labels)
-        if not self.forest.gain.any():
+        self.decision = self._decide(table, labels)
+        if isinstance(self.decision, Forest) and not self.decision.gain.any():
             raise DatasetError(
                 f"{(~labels).sum()} good and {labels.sum()} defective pictures give the forest nothing to split on: "
                 "they are too few, or the maps of the bases do not tell them apart. Fit the base with "
-                "--validation-fraction 0.5, so that more good pictures are new to it, use --out-of-fold 3, or add "
-                "pictures."
+                "--validation-fraction 0.5, so that more good pictures are new to it, use --out-of-fold 3 or "
+                "--decision peaks, or add pictures."
             )
-        folded = [self.held_out_margins(table, labels, number) for number in range(REPEATS)]
+        folded = [held_out(table, labels, self._judge, (self.config.seed, number)) for number in range(REPEATS)]
         margins, judged = folded[0]
         self.platt = torch.tensor(platt(margins[judged], labels[judged]))
-        by_gain = sorted(zip(self.forest.gain.tolist(), self.names(), strict=True), key=lambda pair: -pair[0])
+        by_gain = sorted(zip(self.decision.gain.tolist(), self.names(), strict=True), key=lambda pair: -pair[0])
         self.importance = {name: gain for gain, name in by_gain if gain > 0}
         for _, own in folded:
-            judged = judged & own & np.isfinite(scores).all(1)
+            judged = judged & own & is_real & np.isfinite(scores).all(1)
         if 0 < labels[judged].sum() < judged.sum():
             alone = dict(zip(self.config.base, scores[judged].T, strict=True))
             supervised = [found[judged] for found, _ in folded]
             self.gain = label_gain(alone, supervised, labels[judged], self._policy.max_false_reject)
 
     def look(self, image: Tensor, parts: Sequence[Hashable]) -> Prediction[Tensor]:
-        """The mean of the bases' maps, each scaled by its own good pictures, and the forest's margin."""
+        """The mean of the bases' maps, each scaled by its own good pictures, and the margin of the decision."""
         seen = image.cpu().numpy()
-        maps = [each.anomaly_map for each in self._look_up(seen, parts)]
-        scaled = [
-            (each - low) / (high - low)
-            for each, (low, high) in zip(maps, (base.decider().heat_span for base in self._bases()), strict=True)
-        ]
-        size = (image.shape[2], image.shape[3])
-        anomaly_map = np.mean([[images.resize(one, size) for one in each] for each in scaled], axis=0, dtype=np.float32)
-        features = torch.from_numpy(self._features(seen, maps, _files(parts))).to(image.device)
-        margin = self.forest(features)
+        found = self._look_up(seen, parts, self._bases())
+        anomaly_map = self._heat(found, self._bases())
+        margin = self.decision(
+            torch.from_numpy(self._features(seen, found, anomaly_map, _files(parts))).to(image.device)
+        )
         broken = torch.from_numpy(~np.isfinite(anomaly_map).all(axis=(1, 2))).to(image.device)
         return Prediction(torch.from_numpy(anomaly_map).to(image.device), margin.masked_fill(broken, math.nan))
 
@@ -190,68 +197,63 @@ class SegAD(Detector):
         return (self.platt[0] * margin + self.platt[1]).sigmoid()
 
     def names(self) -> list[str]:
-        """What each feature is, in words, in the order of the forest's columns."""
+        """What each feature is that decides, in words, in its order."""
+        if self.eye is not None:
+            return peaks.names(self.config.base, self.components.count)
         return map_features.names(self.components.count, self.config.base)
 
     def explain(self, image: Tensor, parts: Sequence[Hashable]) -> list[str]:
         """The features that moved the margin of each image (B, 3, H, W) most towards its decision."""
         seen = image.cpu().numpy()
-        rows = torch.from_numpy(
-            self._features(seen, [each.anomaly_map for each in self._look_up(seen, parts)], _files(parts))
-        ).to(image.device)
-        margins, shares = self.forest(rows).tolist(), self.forest.contributions(rows).cpu().numpy()
+        looked = self._look_up(seen, parts, self._bases())
+        rows = self._features(seen, looked, self._heat(looked, self._bases()), _files(parts))
+        table = torch.from_numpy(rows).to(image.device)
+        margins, shares = self.decision(table), self.decision.contributions(table).cpu().numpy()
         found, names = [], self.names()
-        for margin, own in zip(margins, shares, strict=True):
-            towards = own if margin > 0 else -own
+        odds = (
+            margins if self.eye is None else self.platt[0] * margins + self.platt[1]
+        )  # a forest gives log-odds itself
+        for is_bad, own in zip((odds > 0).tolist(), shares, strict=True):
+            towards = own if is_bad else -own
             best = [place for place in np.argsort(-towards)[:NAMED] if towards[place] > 0]
             found.append(", ".join(f"{names[place]} ({own[place]:+.2g})" for place in best))
         return found
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Takes over a saved state, and opens the bases in it."""
+        if "forest.start" in state:
+            raise ArtifactError(
+                "this SegAD was made by an earlier version of Blemish; expected one of now: fit it again."
+            )
         super().restore(state)
-        width = len(self.names())
-        if (
-            self.forest.feature.numel()
-            and not 0 <= int(self.forest.feature.min()) <= int(self.forest.feature.max()) < width
-        ):
-            raise ValueError("a tree asks for a feature that there is not")
+        if isinstance(self.decision, Forest):
+            self.decision.check(len(self.names()))
+        elif self.eye is not None:
+            self.decision.check(self._layout(self.eye))
         self._bases()
 
-    def held_out_margins(self, table: Floats, labels: Bools, number: int = 0) -> tuple[Floats, Bools]:
-        """Margins (N,) by forests that have not learned from the row, and which rows have one.
+    def _judge(self, table: Floats, labels: Bools) -> Callable[[Floats], Floats]:
+        decision = self._decide(table, labels).cpu()
+        return lambda rows: decision(torch.from_numpy(rows)).numpy()
 
-        Args:
-            table: Features (N, D).
-            labels: Which rows are defective, (N,).
-            number: Of the cross-validation; each cuts the rows in another way.
-        """
-        folds = np.zeros(len(labels), int)
-        for kind in (False, True):
-            rows = np.flatnonzero(labels == kind)
-            draw = np.random.default_rng([self.config.seed, int(kind), number])
-            folds[draw.permutation(rows)] = np.arange(len(rows)) % FOLDS
-        margins = np.zeros(len(labels), np.float32)
-        judged = np.zeros(len(labels), bool)
-        for fold in range(FOLDS):
-            inside, outside = folds == fold, folds != fold
-            if inside.any() and 0 < labels[outside].sum() < outside.sum():
-                forest = self._grow(table[outside], labels[outside])
-                margins[inside] = forest(torch.from_numpy(table[inside])).numpy()
-                judged |= inside
-        return margins, judged
-
-    def _grow(self, table: Floats, labels: Bools) -> Forest:
+    def _decide(self, table: Floats, labels: Bools) -> Forest | Peaks:
+        if self.eye is not None:
+            return Peaks.learned(table, labels, self._layout(self.eye), self.config.seed).to(self.device)
         weight = float((~labels).sum() / labels.sum())
         return Forest.grown(table, labels, weight, self.config.seed, self.config).to(self.device)
 
-    def _rows(self, data: Dataset, preprocessing: Preprocessing) -> tuple[_Rows, _Rows]:
-        """What the forest learns from: the rows of the good pictures, and of the defects."""
+    def _rows(self, data: Dataset, preprocessing: Preprocessing) -> tuple[_Rows, _Rows, _Rows]:
+        """What the decision learns from: the rows of the good pictures, of the defects, and of disturbed good ones."""
         good, bad, count = data.train, data.train_defects, self.config.out_of_fold
-        found = (_Rows(), _Rows())
+        found = (_Rows(), _Rows(), _Rows())
+        draw = np.random.default_rng([self.config.seed, 2])
+        marked = {good[place].path for place in draw.permutation(len(good))[: self.config.disturbed]}
         if not count:
-            for rows, samples in zip(found, (good, bad), strict=True):
+            for rows, samples in zip(found, (good, bad), strict=False):
                 self._read_rows(rows, samples, preprocessing, self._bases())
+            self._read_rows(
+                found[2], [each for each in good if each.path in marked], preprocessing, self._bases(), draw
+            )
             return found
         fold = folds.assign(good, count, self.config.seed)
         place = None if self.unfinished is None else self.unfinished.with_name(f"{self.unfinished.name}-folds")
@@ -267,34 +269,64 @@ class SegAD(Detector):
             # Defects are looked at by each in turn, so that no detector is for one kind alone.
             self._read_rows(found[0], inside, preprocessing, bases)
             self._read_rows(found[1], bad[number::count], preprocessing, bases)
+            self._read_rows(found[2], [each for each in inside if each.path in marked], preprocessing, bases, draw)
         if place is not None:
             shutil.rmtree(place, ignore_errors=True)
         return found
 
     def _read_rows(
-        self, rows: _Rows, samples: Sequence[Sample], preprocessing: Preprocessing, bases: Sequence[artifact.Predictor]
+        self,
+        rows: _Rows,
+        samples: Sequence[Sample],
+        preprocessing: Preprocessing,
+        bases: Sequence[artifact.Predictor],
+        disturbing: np.random.Generator | None = None,
     ) -> None:
+        """Adds what is to be known of pictures; with `disturbing`, after disturbing them."""
         with bar("Look at the maps", len(samples)) as drawn:
             for batch in read_parts(samples, preprocessing, self.config.batch_size, self.failures):
                 parts = [part_of(sample) for sample in batch.samples]
-                found = self._look_up(batch.images, parts, bases)
-                rows.features += list(self._features(batch.images, [each.anomaly_map for each in found], _files(parts)))
+                seen = batch.images
+                if disturbing is not None:
+                    labels = [self.components.labels(*each) for each in zip(seen, _files(parts), strict=True)]
+                    seen = np.stack([disturb(*each, disturbing) for each in zip(seen, labels, strict=True)])
+                found = self._look_up(seen, parts, bases)
+                rows.features += list(self._features(seen, found, self._heat(found, bases), _files(parts)))
                 rows.scores += list(np.stack([each.image_score for each in found], 1))
                 drawn.advance(len(batch.samples))
 
     def _look_up(
-        self, image: Floats, parts: Sequence[Hashable], bases: Sequence[artifact.Predictor] | None = None
+        self, image: Floats, parts: Sequence[Hashable], bases: Sequence[artifact.Predictor]
     ) -> list[Prediction[Floats]]:
         """What each base says of images (B, 3, H, W)."""
-        return [base.predict_parts(image, parts) for base in bases or self._bases()]
+        return [base.predict_parts(image, parts) for base in bases]
 
-    def _features(self, image: Floats, maps: Sequence[Floats], files: Sequence[Path | None]) -> Floats:
-        """The features (B, D) of images (B, 3, H, W) with the maps of each base, read from these files."""
-        rows = [
-            features([own[number] for own in maps], self.components.labels(each, file), self.components.count)
-            for number, (each, file) in enumerate(zip(image, files, strict=True))
-        ]
-        return np.stack(rows)
+    def _heat(self, found: Sequence[Prediction[Floats]], bases: Sequence[artifact.Predictor]) -> Floats:
+        """The mean (B, H, W) of the bases' maps, each scaled by its own good pictures."""
+        scaled = []
+        for each, base in zip(found, bases, strict=True):
+            low, high = base.decider().heat_span
+            scaled.append(
+                [images.resize((one - low) / (high - low), self.config.image_size) for one in each.anomaly_map]
+            )
+        return np.asarray(np.mean(scaled, axis=0), np.float32)
+
+    def _features(
+        self, image: Floats, found: Sequence[Prediction[Floats]], heat: Floats, files: Sequence[Path | None]
+    ) -> Floats:
+        """What is to be known (B, D) of images (B, 3, H, W), seen like this by each base, read from these files."""
+        labels = [self.components.labels(each, file) for each, file in zip(image, files, strict=True)]
+        count = self.components.count
+        if self.eye is None:
+            maps = zip(*(each.anomaly_map for each in found), strict=True)
+            return np.stack([features(own, each, count) for own, each in zip(maps, labels, strict=True)])
+        with torch.inference_mode():
+            patches = self.eye(torch.from_numpy(image).to(self.device)).cpu().numpy()
+        return peaks.rows(peaks.levels_of(found, labels, count), patches, heat, labels, count)
+
+    def _layout(self, eye: Eye) -> Layout:
+        channels, size = eye.backbone.channels, self.config.image_size
+        return peaks.layout(channels, len(self.config.base), self.components.count, size)
 
     def _take_bases(self) -> None:
         """Reads the artifacts that the configuration names, as bytes."""
@@ -334,10 +366,11 @@ class SegAD(Detector):
             raise DatasetError(
                 f"SegAD learns one category at a time, not {len(data.categories)}; choose one with --category."
             )
-        if len(data.train_defects) < 2:
+        if len(data.train_defects) + self.config.disturbed < 2:
             raise DatasetError(
                 f"{data.root} has {len(data.train_defects)} labelled defects to learn from; SegAD takes 2 at least, "
-                "better 10: name their folder with --defects DIR."
+                "better 10: name their folder with --defects DIR. Without any, good pictures can be disturbed: "
+                "--disturbed 100."
             )
         good = data.train + data.validation
         new = [replace(sample, split="train") for sample in good if digest(sample.path) not in known]

@@ -112,6 +112,15 @@ class Forest(nn.Module):
         forest._take(json.loads(booster.save_raw("json")), features.shape[1], config.depth)
         return forest
 
+    def check(self, width: int) -> None:
+        """Sees whether the trees fit rows of that width.
+
+        Raises:
+            ValueError: they do not.
+        """
+        if self.feature.numel() and not 0 <= int(self.feature.min()) <= int(self.feature.max()) < width:
+            raise ValueError("a tree asks for a feature that there is not")
+
     def forward(self, features: Tensor) -> Tensor:
         """Log-odds (B,) of being defective, of rows (B, D); NaN is a missing value."""
         node = self._path(features)[-1]

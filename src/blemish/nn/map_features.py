@@ -47,12 +47,7 @@ def features(
     """
     if labels.max() >= count:
         raise ShapeError(f"a label map has the component {labels.max()}; expected 0 to {count - 1}.")
-    fitted = [
-        labels
-        if labels.shape == each.shape
-        else cv2.resize(labels, each.shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
-        for each in maps
-    ]
+    fitted = [to_size(labels, each.shape) for each in maps]
     found = [
         statistic
         for part in range(count)
@@ -61,6 +56,13 @@ def features(
     ]
     found += [float(each.max()) for each in maps] if global_max else []
     return np.array(found + ([] if supervised is None else [supervised]), np.float32)
+
+
+def to_size(labels: Labels, size: Sequence[int]) -> Labels:
+    """Labels brought to a size (height, width) by the nearest pixel."""
+    if labels.shape == tuple(size):
+        return labels
+    return np.asarray(cv2.resize(labels, (size[1], size[0]), interpolation=cv2.INTER_NEAREST_EXACT), np.uint8)
 
 
 def statistics(values: Floats) -> tuple[float, float, float, float]:
