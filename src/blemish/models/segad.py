@@ -71,8 +71,8 @@ class SegADConfig(DetectorConfig, ForestConfig):
     """Fit each base anew so many times, each time without some of the pictures that it has learned from, which
     these fits then look at: so the forest can learn from them, too. 0: it learns from other good pictures."""
     disturbed: int = 0
-    """Good pictures, at most, that are shown again blurred or with a bar of grey as if they were defects (one-class);
-    real ones teach more."""
+    """Good pictures, at most, that are shown again blurred or with a bar of grey as if they were defects (the paper's
+    one-class protocol). They may make it worse than the base alone."""
     calibration_fraction: float = 0.5
     """Share of the good pictures the bases have not learned from that sets the threshold; the forest
     learns from the others. With --out-of-fold all of them set it."""
