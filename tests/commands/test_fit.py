@@ -22,7 +22,7 @@ def test_fit_says_what_it_found_promises_and_wrote(data, tmp_path, capsys):
 
 
 def test_fit_and_inspect_promise_for_parts_where_pictures_are_views(data, tmp_path, capsys):
-    file, pattern = tmp_path / "a.blemish", r"(?P<part>.+)(?P<view>\d)$"
+    file, pattern = tmp_path / "a.blemish", r"(?P<part>[^/]+/[^/]+/\d+)(?P<view>\d)$"
     assert call("fit", "patchcore", data, "--out", file, "--view-pattern", pattern, "--top-views", 2, *TINY) == 0
     fitted = capsys.readouterr().out
     (calibration,) = read_header(file).fitted.calibrations.values()
