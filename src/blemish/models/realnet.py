@@ -184,7 +184,7 @@ class RealNet(Detector):
             reconstruction="simple",
             clean_share=0.2,
             afs_batches=2,
-            steps=60,
+            steps=100,
             evaluations=3,
             learning_rate=2e-3,
             schedule="cosine",
