@@ -258,11 +258,7 @@ def _read_map(file: Path, picture: Path) -> NDArray[np.int64]:
         ImageError: it can't be read, holds no labels, or has another size than its picture.
     """
     if file.suffix == ".npy":
-        try:
-            with file.open("rb") as opened:
-                found = np.lib.format.read_array(opened, allow_pickle=False)
-        except Exception as error:  # whatever a damaged file leads to
-            raise ImageError(f"{file}: can't be read as an array ({error}).") from error
+        found = images.read_npy(file)
         if (
             found.ndim != 2
             or found.dtype.kind not in "iub"

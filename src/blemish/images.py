@@ -250,6 +250,20 @@ def check_batch(images: Any, size: tuple[int, int]) -> Floats:
     return np.stack([resize(image.transpose(1, 2, 0), size).transpose(2, 0, 1) for image in array])
 
 
+def read_npy(path: Path) -> NDArray[Any]:
+    """The array in a .npy file; neither objects, which would be code, nor archives of several.
+
+    Raises:
+        ImageError: it can't be read.
+    """
+    try:
+        with path.open("rb") as opened:
+            array: NDArray[Any] = np.lib.format.read_array(opened, allow_pickle=False)
+            return array
+    except Exception as error:  # whatever a damaged file leads to
+        raise ImageError(f"{path}: can't be read as an array ({error}).") from error
+
+
 def read_size(path: Path) -> tuple[int, int]:
     """(height, width) of the picture in a file, as `read` gives it; from its header where possible.
 

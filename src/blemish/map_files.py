@@ -216,8 +216,7 @@ def read_array(path: Path) -> NDArray[Any]:
     array: NDArray[Any] | None
     try:
         if path.suffix.lower() == ".npy":
-            with path.open("rb") as opened:
-                array = np.lib.format.read_array(opened, allow_pickle=False)
+            array = images.read_npy(path)
         else:
             array = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
     except Exception as error:  # decoders raise whatever they like about damaged files
