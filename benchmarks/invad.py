@@ -33,14 +33,17 @@ def measure(way: str, data_root: str, steps: int, batch_size: int) -> dict[str, 
     import torch
 
     import blemish
+    from blemish import restoring
     from blemish.models import invad
+    from blemish.nn.backbone import Backbone
 
     if way == "plain":
         from plain_invad import plain_decoder
 
         invad.Decoder.forward = plain_decoder
+        Backbone.folds = False
     started: list[tuple[float, float]] = []
-    optimise = invad.optimise
+    optimise = restoring.optimise
 
     def timed(loss: Any, *others: Any) -> Any:
         def noted(batch: Any) -> Any:
@@ -49,7 +52,7 @@ def measure(way: str, data_root: str, steps: int, batch_size: int) -> dict[str, 
 
         return optimise(noted, *others)
 
-    invad.optimise = timed
+    restoring.optimise = timed
     data = blemish.open_dataset("auto", data_root)
     with tempfile.TemporaryDirectory() as folder:
         changes = WAYS[way] | {"steps": steps + 2, "batch_size": batch_size, "feature_cache_dir": f"{folder}/features"}

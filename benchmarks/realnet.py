@@ -13,6 +13,7 @@ import argparse
 import json
 import resource
 import time
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -30,8 +31,9 @@ from blemish.types import Preprocessing
 
 def plain(detector: RealNet, pictures: Pictures, steps: int) -> tuple[float, float]:
     """Seconds a step, and the share of it that making the batch takes."""
-    network, backbone, features = detector.network, detector.backbone, detector.features
     detector.to(memory_format=torch.contiguous_format)
+    network, backbone, features = detector.network, deepcopy(detector.backbone), detector.features
+    backbone.folds = False
     optimiser = torch.optim.Adam(network.parameters(), lr=1e-4)
     network.train()
     making = 0.0

