@@ -9,7 +9,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,8 @@ class RestoringConfig(TrainedConfig):
     """Stages of the backbone that are restored, by their stride in pixels; each twice the one before."""
     standardise: bool = True
     """Give the features mean 0 and variance 1 on good pictures."""
+    loss: Literal["squares", "cosine"] = "squares"
+    """Between features and restored features: mean squared difference, or 1 - cosine at each place, as in the map."""
     loss_weight: float = 1.0
     """Factor on the loss."""
     blur: float = 4.0
@@ -116,6 +118,15 @@ class Restorer(Detector):
             if not len(features):
                 raise DatasetError(f"{data.root}: no training picture can be read; {self.failures[0].reason}")
             self.outcome = optimise(self._loss, self.network, self.batches(features), plan, None, self.state_of(data))
+
+    def distance(self, restored: Sequence[Tensor], features: Sequence[Tensor]) -> Tensor:
+        """Between restored feature maps (B, C, h, w) and those seen: the mean over all places, summed, weighted."""
+        pairs = [(made.float(), feature) for made, feature in zip(restored, features, strict=True)]
+        if self.config.loss == "squares":
+            each = [F.mse_loss(made, feature) for made, feature in pairs]
+        else:
+            each = [1 - F.cosine_similarity(made, feature).mean() for made, feature in pairs]
+        return self.config.loss_weight * torch.stack(each).sum()
 
     def drawn(self, count: int, size: int, step: int) -> list[int]:
         """The numbers, of `count`, in the batch of that step: each epoch has an order of its own.

@@ -207,3 +207,23 @@ def test_options_are_those_of_the_config():
     changed = detector.configure(InvAD.presets["small"], {"top_share": 0.01, "feature_cache": "8G"})
     assert isinstance(changed, InvADConfig)
     assert changed.top_share == 0.01
+
+
+@pytest.mark.parametrize(
+    ("loss", "expected"),
+    [
+        ("squares", lambda made, seen: (made - seen).square().mean()),
+        ("cosine", lambda made, seen: 1 - cosines(made, seen)),
+    ],
+)
+def test_losses_are_sums_over_the_maps(loss, expected):
+    model = tiny(loss=loss, loss_weight=3.0, standardise=False)
+    seen = [sine(2, channels, side, side, offset=2.0) for channels, side in ((24, 16), (40, 8))]
+    restored = [made.detach() for made in model.network(seen)]
+    wanted = 3 * sum(expected(made, own) for made, own in zip(restored, seen, strict=True))
+    torch.testing.assert_close(model._loss(seen)["features"].detach(), wanted)
+
+
+def cosines(made, seen):
+    lengths = made.square().sum(1).sqrt() * seen.square().sum(1).sqrt()
+    return ((made * seen).sum(1) / lengths).mean()

@@ -105,7 +105,8 @@ class InvAD(Restorer):
             precision="float32",
         ),
         "small": InvADConfig(
-            steps=2500,
+            loss="cosine",
+            steps=5000,
             learning_rate=0.004,
             schedule="cosine",
             clip=5.0,
@@ -154,12 +155,9 @@ class InvAD(Restorer):
         return features.batch(distributed.share(self.drawn(len(features), self.config.batch_size, step)))
 
     def _loss(self, batch: list[Tensor]) -> dict[str, Tensor]:
-        """Mean squared distance between features and restored features, summed over the scales (equation 5)."""
+        """The distance between features and restored features, summed over the scales (equation 5)."""
         features = self._standardised([feature.to(self.device).float() for feature in batch])
-        distances = [
-            F.mse_loss(made.float(), feature) for made, feature in zip(self.network(features), features, strict=True)
-        ]
-        return {"features": self.config.loss_weight * torch.stack(distances).sum()}
+        return {"features": self.distance(self.network(features), features)}
 
 
 def distance_map(features: Sequence[Tensor], restored: Sequence[Tensor], size: Sequence[int]) -> Tensor:

@@ -250,12 +250,7 @@ class MVAD(Restorer):
         with torch.random.fork_rng(devices):  # what is dropped depends on the step alone
             torch.manual_seed(generator(self.config.seed, DROP, batch.step).initial_seed())
             restored = self.network(features, batch.others.to(self.device))
-        pairs = [(made.float(), feature) for made, feature in zip(restored, features, strict=True)]
-        if self.config.loss == "squares":
-            distances = [F.mse_loss(made, feature) for made, feature in pairs]
-        else:
-            distances = [1 - F.cosine_similarity(made, feature).mean() for made, feature in pairs]
-        return {"features": batch.weight * self.config.loss_weight * torch.stack(distances).sum()}
+        return {"features": batch.weight * self.distance(restored, features)}
 
 
 def distance_map(features: Sequence[Tensor], restored: Sequence[Tensor], size: Sequence[int]) -> Tensor:
