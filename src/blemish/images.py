@@ -337,6 +337,17 @@ def overlay(
     return np.asarray(drawn, np.uint8)
 
 
+def in_shape_of(size: Sequence[int], seen: Sequence[int]) -> tuple[int, int]:
+    """The least (height, width) in the proportions of `size` that loses nothing of `seen`, but is no larger than both.
+
+    >>> in_shape_of((480, 640), (256, 256)), in_shape_of((1000, 10), (256, 256))
+    ((256, 341), (1000, 256))
+    """
+    scale = max(one / other for one, other in zip(seen, size, strict=False))
+    height, width = (min(round(side * scale), max(side, own)) for side, own in zip(size, seen, strict=False))
+    return height, width
+
+
 def contact_sheet(pictures: Sequence[Picture], columns: int = 8) -> Picture:
     """One picture (H, W, 3) uint8 of several of one size, in rows; white where the last row ends early."""
     columns = min(len(pictures), columns)

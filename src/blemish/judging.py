@@ -104,6 +104,8 @@ class Judged:
     """(H, W)."""
     decider: Decider
     """What decided."""
+    size: tuple[int, int]
+    """(height, width) of the file."""
 
 
 def judge(
@@ -159,7 +161,7 @@ def judge_one(
         part=sample.part,
         view=sample.view,
     )
-    return Judged(sample, scored, image, anomaly_map, decider)
+    return Judged(sample, scored, image, anomaly_map, decider, size)
 
 
 def decide_parts(

@@ -171,6 +171,7 @@ def pictured(each: Judged, name: str | Path, *, maps: bool) -> dict[str, bytes]:
     """The overlay of a picture and, if wanted, its raw map: contents by the names of their files."""
     outlines = [(each.anomaly_map > each.decider.pixel, WHITE)]
     drawn = images.overlay(each.image, each.anomaly_map, each.decider.heat_span, outlines)
+    drawn = images.resize(drawn, images.in_shape_of(each.size, drawn.shape))
     found = {f"{OVERLAYS}/{name}.png": images.encode(drawn)}
     if maps:
         opened = io.BytesIO()

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from blemish import command
+from blemish import command, images
 from blemish.errors import DatasetError
 from blemish.predictions import find_pictures, free_name
 from shell import call
@@ -24,6 +24,15 @@ def test_predict_writes_lines_overlays_and_maps(artifact, data, tmp_path, capsys
     assert np.load(out / "maps/good/003.npy").shape == (64, 64)
     assert not list(out.glob("*.part"))
     assert "12 pictures: 6 defective, 6 good." in capsys.readouterr().out
+
+
+def test_overlays_have_the_proportions_of_the_pictures(artifact, data, tmp_path):
+    picture = images.read(data / "cloth/test/good/000.png")
+    folder = tmp_path / "long"
+    folder.mkdir()
+    (folder / "one.png").write_bytes(images.encode(images.resize(picture, (90, 300))))
+    assert call("predict", artifact, folder, "--out-dir", tmp_path / "found") == 0
+    assert images.read(tmp_path / "found/overlays/one.png").shape == (64, 213, 3)
 
 
 def test_another_rate_can_be_asked_for_later(artifact, data, capsys):
