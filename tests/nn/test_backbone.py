@@ -162,11 +162,39 @@ def test_folded_norms_change_nothing_but_rounding(name):
             nn.init.uniform_(norm.weight, 0.5, 2)
             nn.init.normal_(norm.bias)
     image = torch.rand(2, 3, 64, 64)
-    plain = [feature.detach() for feature in backbone(image)]  # its weights ask for gradients: not folded
+    plain = [feature.detach() for feature in backbone(image)]  # all its weights learn: nothing is folded
     backbone.requires_grad_(False)
     for one, other in zip(backbone(image), plain, strict=True):
         assert are_alike(one, other)
-    assert not [part for part in folded(backbone.network).modules() if isinstance(part, nn.BatchNorm2d)]
+    assert not norms(folded(backbone.network))
+
+
+def norms(network):
+    return [part for part in network.modules() if isinstance(part, nn.BatchNorm2d)]
+
+
+def test_what_learns_is_not_folded_and_learns_as_before():
+    torch.manual_seed(0)
+    backbone = Backbone("tf_efficientnet_lite0", (4, 8)).eval().requires_grad_(False)
+    for parameter in backbone.stages()[8]:
+        parameter.requires_grad_()
+    image = torch.rand(2, 3, 64, 64)
+    found = {}
+    for folds in (False, True):
+        backbone.folds = folds
+        backbone.zero_grad()
+        backbone(image)[1].square().mean().backward()
+        found[folds] = [parameter.grad for parameter in backbone.stages()[8]]
+    for one, other in zip(found[True], found[False], strict=True):
+        assert float((one - other).abs().max()) <= 1e-3 * float(other.abs().max())
+    assert all(parameter.grad is None for parameter in backbone.stages()[4])
+    assert 0 < len(norms(folded(backbone.network))) < len(norms(backbone.network))
+    before = backbone(image)[1]
+    torch.optim.SGD(backbone.stages()[8], lr=0.1).step()
+    after = backbone(image)[1]
+    assert not torch.equal(before, after)
+    with torch.no_grad():  # all is folded
+        assert are_alike(backbone(image)[1], after)
 
 
 def test_folded_norms_follow_the_weights():

@@ -137,7 +137,7 @@ def test_only_what_is_tuned_changes():
     before = {name: value.clone() for name, value in model.state_dict().items()}
     parts = step(model)
     assert sorted(parts) == ["contrast", "distill", "guide"]
-    assert parts["distill"].item() == 0  # at the beginning
+    assert parts["distill"].item() < 1e-9  # at the beginning
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     named = {name for name, _ in model.named_parameters()}
     tuned = {name for name, parameter in model.backbone.named_parameters() if parameter.requires_grad}

