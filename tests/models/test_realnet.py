@@ -12,7 +12,7 @@ from blemish.commands.synthesize_preview import Preview
 from blemish.errors import ConfigError, DatasetError
 from blemish.formats import native
 from blemish.models.realnet import RealNet, RealNetConfig, _network
-from blemish.nn.fusion import Fusion, average_precision, image_score
+from blemish.nn.fusion import Fusion, average_precision, image_score, image_scores
 from blemish.nn.realnet import Network, ResidualSelection, segmentation_loss
 from blemish.synthesis.perlin import Recipe
 from blemish.synthesis.sources import parse
@@ -355,18 +355,19 @@ def test_residuals_count_in_the_map_beside_the_discriminators():
 def test_opinions_are_measured_by_what_they_say_of_good_pictures():
     draw = torch.Generator().manual_seed(0)
     good = torch.rand(2, 40, 16, 16, generator=draw) * torch.tensor([1.0, 100.0])[:, None, None, None]
-    fusion = Fusion(0.5)
-    fusion.learn(good, window=4)
-    anomaly_map, score = fusion(good, window=4)
+    fusion = Fusion(0.5, 0.25)
+    scores = image_scores(good, 4)
+    fusion.learn(good, scores)
+    anomaly_map, score = fusion(good, scores)
     spread = good.flatten(1).std(1)
     torch.testing.assert_close(anomaly_map, good[0] / spread[0] + 0.5 * good[1] / spread[1])
     levels = [image_score(each, 4).log() for each in good]
-    expected = sum((each - each.mean()) / (each.var(correction=0) + 0.04).sqrt() for each in levels)
-    torch.testing.assert_close(score, expected)
-    alike = Fusion(0.5)
-    alike.learn(good * torch.tensor([7.0, 0.1])[:, None, None, None], window=4)  # the measure is not what counts
-    torch.testing.assert_close(alike(good * torch.tensor([7.0, 0.1])[:, None, None, None], 4)[0], anomaly_map)
-    assert fusion(torch.zeros(2, 1, 16, 16), 4)[1].isfinite().all()
+    one, other = ((each - each.mean()) / (each.var(correction=0) + 0.04).sqrt() for each in levels)
+    torch.testing.assert_close(score, one + 0.25 * other)
+    alike, measured = Fusion(0.5), good * torch.tensor([7.0, 0.1])[:, None, None, None]
+    alike.learn(measured, image_scores(measured, 4))  # the measure is not what counts
+    torch.testing.assert_close(alike(measured, image_scores(measured, 4))[0], anomaly_map)
+    assert fusion(torch.zeros(2, 1, 16, 16), torch.zeros(2, 1))[1].isfinite().all()
 
 
 def test_good_pictures_decide_how_much_residuals_count(tmp_path):

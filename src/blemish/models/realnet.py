@@ -28,7 +28,7 @@ from blemish.dataset import Dataset
 from blemish.detector import Detector, DetectorConfig, TrainedConfig
 from blemish.errors import ConfigError, bad_option
 from blemish.nn.backbone import Backbone
-from blemish.nn.fusion import Fusion, average_precision, image_score, window
+from blemish.nn.fusion import Fusion, average_precision, image_score, image_scores, window
 from blemish.nn.realnet import (
     Discriminator,
     FeatureSelection,
@@ -261,7 +261,7 @@ class RealNet(Detector):
         side = window(self.config.score_window, maps)
         if self.fusion is None:
             return Prediction(maps[0], image_score(maps[0], side))
-        return Prediction(*self.fusion(maps, side))
+        return Prediction(*self.fusion(maps, image_scores(maps, side)))
 
     def _see_maps(self, pictures: Tensor) -> Tensor:
         """The maps of pictures (B, H, W, 3) uint8, as many as there may be."""
@@ -373,7 +373,7 @@ class RealNet(Detector):
         """
         good = self._see_maps(torch.cat([pictures.some(VALIDATED) for pictures in known]))
         if self.fusion is not None:
-            self.fusion.learn(good, window(self.config.score_window, good))
+            self.fusion.learn(good, image_scores(good, window(self.config.score_window, good)))
         return good
 
 

@@ -31,7 +31,7 @@ from blemish.distributed import share
 from blemish.errors import ConfigError, DatasetError, bad_option
 from blemish.images import Picture
 from blemish.nn.backbone import Backbone, is_pyramid, strides_of
-from blemish.nn.fusion import Fusion, average_precision, window
+from blemish.nn.fusion import Fusion, average_precision, image_score, window
 from blemish.nn.tocoad import COLLAPSED, Contrast, Head, Mirror, Tuned, Tuning, Weights, focal_loss
 from blemish.progress import note
 from blemish.remembering import Rememberer, RememberingConfig
@@ -49,7 +49,7 @@ KNOWN, CANDIDATES, ENTRIES = 48, 16_384, 1_000
 COMPARED = 16
 """Good pictures that embeddings are compared on, to see whether they have collapsed."""
 WINDOW = 8
-"""Side of the square whose highest mean is the image score of fused maps, in pixels of a picture of 256."""
+"""Side of the square whose highest mean is the discriminative network's image score, in pixels of a picture of 256."""
 LOST = 0.0
 """The validation score of embeddings that have collapsed."""
 
@@ -71,7 +71,7 @@ class Held(NamedTuple):
 class ToCoADConfig(RememberingConfig, TrainedConfig, DamageConfig):
     """What can be chosen for ToCoAD; the budget is that of both stages together."""
 
-    pretraining: float = 0.75
+    pretraining: float = 0.8
     """Share of the budget (steps, epochs, minutes) that stage I takes."""
     contrast: Contrast = "simsiam"
     """What makes two views of a picture alike in stage II: simsiam, byol, or none."""
@@ -101,8 +101,8 @@ class ToCoADConfig(RememberingConfig, TrainedConfig, DamageConfig):
     jitter: float = 1.0
     """Factor on how much views of a picture differ in place, colour and sharpness."""
     fuse: float = 0.0
-    """Weight of the discriminative network's own map beside that of the memory bank, each in its spread on good
-    pictures; 0, as in the paper: it is left out."""
+    """Weight of the discriminative network's own map and image score beside those of the memory bank, each in its
+    spread on good pictures; 0, as in the paper: it is left out."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -169,7 +169,6 @@ class ToCoAD(Rememberer):
             backbone="wide_resnet50_2.tv_in1k",
             strides=(8, 16),
             coreset_size=16_384,
-            pretraining=0.8,
             epochs=100,
             distill=0.0,
             select="last",
@@ -185,7 +184,7 @@ class ToCoAD(Rememberer):
             least_change=0,
             precision="float32",
         ),
-        "small": ToCoADConfig(steps=600, learning_rate=1e-3, schedule="cosine", clip=1.0, evaluations=4),
+        "small": ToCoADConfig(steps=600, learning_rate=1e-3, schedule="cosine", clip=1.0, evaluations=4, fuse=0.3),
         "tiny": ToCoADConfig(
             image_size=(64, 64),
             coreset_size=64,
@@ -210,7 +209,7 @@ class ToCoAD(Rememberer):
         super().__init__(config, backbone_weights, config.mirrored if config.fuse else ())
         self.backbone_weights = backbone_weights
         self.discriminator = self._mirror(self.backbone) if config.fuse else None
-        self.fusion = Fusion(config.fuse) if config.fuse else None
+        self.fusion = Fusion(config.fuse, config.fuse) if config.fuse else None
 
     def learn(self, data: Dataset, preprocessing: Preprocessing) -> None:
         """Stage I, stage II, and the memory bank; a tenth of `data.train` is not learned from and judges."""
@@ -239,14 +238,15 @@ class ToCoAD(Rememberer):
         found = self.compare(features, image.shape[-2:])
         if self.fusion is None:
             return found
-        maps = self._maps(features, found)
-        return Prediction(*self.fusion(maps, window(WINDOW, maps)))
+        return Prediction(*self.fusion(*self._opinions(features, found)))
 
-    def _maps(self, features: Mapping[int, Tensor], found: Prediction[Tensor]) -> Tensor:
-        """(2, B, H, W): of the memory bank, and -log(1 - p) of the discriminative network."""
+    def _opinions(self, features: Mapping[int, Tensor], found: Prediction[Tensor]) -> tuple[Tensor, Tensor]:
+        """Maps (2, B, H, W) and image scores (2, B) of the memory bank, and of -log(1 - p) of the discriminator."""
         if self.discriminator is None:
             raise ConfigError("the discriminative network's map is not to be had; expected --fuse above 0.")
-        return torch.stack([found.anomaly_map, F.softplus(self.discriminator(features, found.anomaly_map.shape[-2:]))])
+        marked = F.softplus(self.discriminator(features, found.anomaly_map.shape[-2:]))
+        score = image_score(marked, window(WINDOW, marked))
+        return torch.stack([found.anomaly_map, marked]), torch.stack([found.image_score, score])
 
     def _mirror(self, backbone: Backbone) -> Mirror:
         channels = dict(zip(backbone.strides, backbone.channels, strict=True))
@@ -385,9 +385,8 @@ class ToCoAD(Rememberer):
             parts = []
             for part in held.good.split(8):
                 features = self.see(self._image(part))
-                parts.append(self._maps(features, self.compare(features, held.mask.shape[-2:])))
-            maps = torch.cat(parts, dim=1)
-            self.fusion.learn(maps, window(WINDOW, maps))
+                parts.append(self._opinions(features, self.compare(features, held.mask.shape[-2:])))
+            self.fusion.learn(*(torch.cat(each, dim=1) for each in zip(*parts, strict=True)))
 
     def _collapsed(self, tuning: Tuning, known: Tensor) -> dict[int, float]:
         """Strides whose embeddings have become alike, and what share of their spread they kept."""

@@ -16,34 +16,35 @@ class Fusion(nn.Module):
     image scores as standardised logarithms.
     """
 
-    def __init__(self, weight: float) -> None:
+    def __init__(self, weight: float, score_weight: float = 1.0) -> None:
         """Before anything is learned, both count as they are.
 
         Args:
             weight: Of the second opinion in the map, beside 1 of the first.
+            score_weight: The same in the image score.
         """
         super().__init__()
-        self.weight = weight
+        self.weight, self.score_weight = weight, score_weight
         self.register_buffer("spread", torch.ones(2))
         self.register_buffer("middle", torch.zeros(2))
         self.register_buffer("scale", torch.ones(2))
 
-    def learn(self, maps: Tensor, window: int) -> None:
-        """Takes note of what good pictures look like: maps (2, B, H, W) of the two opinions."""
-        levels = self._levels(maps, window)
+    def learn(self, maps: Tensor, scores: Tensor) -> None:
+        """Takes note of what good pictures look like: maps (2, B, H, W) and image scores (2, B) of the two opinions."""
+        levels = self._levels(scores)
         self.get_buffer("spread").copy_(maps.flatten(1).std(1).clamp(min=_LEAST))
         self.get_buffer("middle").copy_(levels.mean(1))
         # Few pictures may lie close together by chance.
         self.get_buffer("scale").copy_((levels.var(1, correction=0) + _CHANCE**2).sqrt())
 
-    def forward(self, maps: Tensor, window: int) -> tuple[Tensor, Tensor]:
-        """Anomaly map (B, H, W) and image score (B,) of maps (2, B, H, W)."""
+    def forward(self, maps: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Anomaly map (B, H, W) and image score (B,) of maps (2, B, H, W) and image scores (2, B), 0 or more."""
         first, second = maps / self.get_buffer("spread")[:, None, None, None]
-        standing = (self._levels(maps, window) - self.get_buffer("middle")[:, None]) / self.get_buffer("scale")[:, None]
-        return first + self.weight * second, standing.sum(0)
+        one, other = (self._levels(scores) - self.get_buffer("middle")[:, None]) / self.get_buffer("scale")[:, None]
+        return first + self.weight * second, one + self.score_weight * other
 
-    def _levels(self, maps: Tensor, window: int) -> Tensor:
-        return torch.stack([image_score(each, window).clamp(min=_LEAST).log() for each in maps])
+    def _levels(self, scores: Tensor) -> Tensor:
+        return scores.clamp(min=_LEAST).log()
 
 
 def image_score(anomaly_map: Tensor, window: int) -> Tensor:
@@ -53,6 +54,11 @@ def image_score(anomaly_map: Tensor, window: int) -> Tensor:
     [1.0]
     """
     return F.avg_pool2d(anomaly_map.unsqueeze(1), window, stride=1).amax((1, 2, 3))
+
+
+def image_scores(maps: Tensor, window: int) -> Tensor:
+    """The same (N, B) for each of N opinions: maps (N, B, H, W)."""
+    return torch.stack([image_score(each, window) for each in maps])
 
 
 def window(side: int, maps: Tensor) -> int:
