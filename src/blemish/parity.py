@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from blemish.errors import count_of
+
 RunPrecision = Literal["fp32", "fp16", "bf16", "int8"]
 """What an exported network computes in."""
 AskedPrecision = Literal["fp32", "fp16", "bf16", "int8", "auto"]
@@ -44,8 +46,8 @@ themselves or of the threshold, scores by 1e-06 (accepted: 0.001); 0 of 9 decisi
         """
         sizes = ", ".join(str(size) for size in sorted(set(self.batches)))
         return (
-            f"{self.precision} against the detector, on {self.pictures} pictures in batches of {sizes}: map values "
-            f"differ by at most {self.map_difference:.1g} of themselves or of the threshold, scores by "
+            f"{self.precision} against the detector, on {count_of(self.pictures, 'picture')} in batches of {sizes}: "
+            f"map values differ by at most {self.map_difference:.1g} of themselves or of the threshold, scores by "
             f"{self.score_difference:.1g} (accepted: {self.tolerance:g}); {self.flipped} of {self.decisions} "
             "decisions flipped." + self._change()
         )

@@ -84,8 +84,11 @@ def read_image(path: Path, preprocessing: Preprocessing) -> tuple[images.Floats,
 
 
 def digest(path: Path) -> str:
-    """A short fingerprint of a file's content."""
-    return short(hashlib.sha256(path.read_bytes()).hexdigest())
+    """A short fingerprint of a picture's file; "missing" for one that can't be opened: reading it says why."""
+    try:
+        return short(hashlib.sha256(images.read_content(path)).hexdigest())
+    except ImageError:
+        return "missing"
 
 
 def short(sha256: str) -> str:
