@@ -103,7 +103,7 @@ def test_nothing_to_score_is_said(tmp_path, data):
         scoring.score(predictor(), only_train)
     for sample in data.test:
         sample.path.write_bytes(b"")
-    with pytest.raises(DatasetError, match="none of the 6 test pictures can be read"):
+    with pytest.raises(DatasetError, match="none of 6 test pictures can be read"):
         scoring.score(predictor(), data)
 
 

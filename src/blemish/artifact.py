@@ -100,7 +100,7 @@ class Export:
     precision: AskedPrecision = "fp32"
     """What the exported network computes in."""
     pictures: tuple[Path, ...] = ()
-    """Pictures that prove that it gives the same, beside the made ones."""
+    """Pictures of parts that prove that it gives the same, beside the made ones; less than fp32 needs some."""
     calibration: tuple[Path, ...] = ()
     """Pictures of good parts that show int8 which values occur."""
     measure: "Callable[[Predictor], Mapping[str, float]] | None" = None
