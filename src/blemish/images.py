@@ -104,13 +104,14 @@ def check_pixels(content: bytes, limit: int, name: str) -> None:
         raise ImageError(f"{name}: has {height}x{width} pixels; at most {limit:,} are taken: cut it into tiles first.")
 
 
-def to_chw(picture: Picture, preprocessing: Preprocessing, name: str = "image") -> Floats:
+def to_chw(picture: Picture, preprocessing: Preprocessing, name: str = "image", place: Floats | None = None) -> Floats:
     """A picture as the detector wants it: (3, H, W) float32 RGB in [0, 1], resized.
 
     Args:
         picture: (H, W, 3) or (H, W), uint8, uint16 or floating point, of any size.
         preprocessing: The detector's own.
         name: What to call the picture in messages.
+        place: Memory (3, H, W) for the result; new one if not given.
 
     Raises:
         ShapeError: not one picture of a known type.
@@ -126,15 +127,17 @@ def to_chw(picture: Picture, preprocessing: Preprocessing, name: str = "image") 
     if picture.dtype not in (np.uint8, np.uint16, np.float32):
         raise ShapeError(f"{name} has {picture.dtype} pixels; expected uint8, uint16 or floating point.")
     resized = resize(picture, preprocessing.image_size)
+    if place is None:
+        place = np.empty((3, *preprocessing.image_size), np.float32)
     if picture.dtype == np.uint8:
-        return np.divide(resized.transpose(2, 0, 1), np.float32(255), order="C", dtype=np.float32)
+        return np.divide(resized.transpose(2, 0, 1), np.float32(255), out=place, dtype=np.float32)
     if preprocessing.intensity is None:
         raise ImageError(
             f"{name} has {picture.dtype} pixels, and the only rule there is, that of the training pictures, is for 8 "
             "bit: convert it to 8 bit the way those were, or fit again with --intensity LOW:HIGH."
         )
-    scaled = _scaled(resized, preprocessing.intensity, name)
-    return np.ascontiguousarray(scaled.transpose(2, 0, 1), np.float32)
+    place[:] = _scaled(resized, preprocessing.intensity, name).transpose(2, 0, 1)
+    return place
 
 
 def _scaled(picture: Picture, rule: Intensity, name: str) -> Floats:
