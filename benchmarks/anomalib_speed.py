@@ -114,7 +114,7 @@ def main() -> None:
         entries = len(model.model.memory_bank)
         for kind, make in ((ExportType.TORCH, TorchInferencer), (ExportType.OPENVINO, OpenVINOInferencer)):
             try:
-                file = engine.export(model, kind, export_root=folder, input_size=(256, 256))
+                file = engine.export(model, kind, export_root=folder, input_size=(512, 512))
                 found, how = speed(
                     make(file, device=("cpu" if make is TorchInferencer else "CPU")).predict, files, options.rounds
                 )

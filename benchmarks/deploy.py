@@ -24,10 +24,11 @@ from importlib.metadata import distribution, requires
 from pathlib import Path
 
 import numpy as np
+import openvino
 from packaging.requirements import Requirement
 
 import blemish
-from blemish import artifact, images, judging
+from blemish import artifact, exporting, images, judging
 from blemish.artifact import BATCH, Export, Predictor
 from blemish.dataset import Dataset
 from blemish.errors import BlemishError
@@ -127,25 +128,26 @@ def anomalib(python: str, pictures: Path, threads: int) -> None:
     script = Path(__file__).with_name("anomalib_speed.py")
     words = [python, str(script), str(pictures), str(weights), "--threads", str(threads), "--rounds", str(ROUNDS)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
-    print(
-        done.stdout.rstrip() if done.returncode == 0 else f"  anomalib failed: {done.stderr.strip()[-500:]}", flush=True
-    )
+    found = [line for line in done.stdout.splitlines() if line.startswith("  anomalib")]  # others draw its progress
+    print("\n".join(found) or f"  anomalib failed: {done.stderr.strip()[-500:]}", flush=True)
 
 
-def export(source: Path, target: Path, precision: AskedPrecision, good: tuple[Path, ...]) -> bool:
+def export(source: Path, target: Path, precision: AskedPrecision, data: Dataset) -> bool:
     """Whether the export is there, made now or before; prints the line of the parity table."""
-    start = f"  {target.suffix:6}{precision:6}"
-    try:
-        if not target.exists():
-            artifact.export(source, target, Export(precision, (), good))
-        parity = artifact.read_header(target).parity
-    except BlemishError as error:
-        print(f"{start}refused: {error}", flush=True)
+    start, refused = f"  {target.suffix:6}{precision:6}", target.with_suffix(f"{target.suffix}.refused")
+    learned, held_out = ([sample.path for sample in part] for part in (data.train, data.validation))
+    if not (target.exists() or refused.exists()):
+        try:
+            how = Export(precision, tuple(exporting.drawn(held_out, exporting.SHOWN)), tuple(learned))
+            artifact.export(source, target, how)
+        except BlemishError as error:
+            refused.write_text(str(error))
+    if refused.exists():
+        print(f"{start}refused: {refused.read_text()}", flush=True)
         return False
-    if parity is None:
-        return False
-    print(f"{start}{parity.sentence()}", flush=True)
-    return parity.precision == precision  # else this processor has no units for it
+    parity = artifact.read_header(target).parity
+    print(f"{start}{parity.sentence() if parity else ''}", flush=True)
+    return True
 
 
 def make(model: str, preset: str, folder: Path, data: Dataset) -> dict[tuple[str, str], Path]:
@@ -155,10 +157,13 @@ def make(model: str, preset: str, folder: Path, data: Dataset) -> dict[tuple[str
         detector = blemish.create(model, preset=preset, config=SHORT[model], device="cpu").fit(data)
         artifact.save(detector, source)
     made = {("torch", "fp32"): source}
-    good = tuple(sample.path for sample in data.train)
+    units = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     for suffix, precision in MADE:
+        if precision == "bf16" and "BF16" not in units:
+            print(f"  {suffix:6}{precision:6}this processor has no units for it, and would run fp32")
+            continue
         file = folder / f"{model}-{precision}{suffix}"
-        if export(source, file, precision, good):
+        if export(source, file, precision, data):
             made[suffix, precision] = file
     return made
 
