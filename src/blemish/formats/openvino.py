@@ -202,7 +202,7 @@ def _quantised(model: Any, pictures: "list[Floats]", sensitive: Sequence[str]) -
         from nncf.quantization.advanced_parameters import OverflowFix
     except ImportError as error:
         raise ConfigError('--precision int8 needs NNCF: pip install "blemish[export]"') from error
-    nncf.set_log_level(logging.ERROR)
+    logging.getLogger("nncf").setLevel(logging.ERROR)  # its own function would mute handlers of others, too
     steps = model.get_ops()
     names = [each.get_friendly_name() for each in steps if _is_of_map(each) or _is_within(each, sensitive)]
     others = {each.get_type_name() for each in steps} - _HEAVY
