@@ -1,13 +1,17 @@
 """Exports models in every format and precision, proves them, and measures how fast they are.
 
     python benchmarks/deploy.py [--models patchcore,realnet,invad] [--preset small] [--threads 2] [--pictures 64]
+                                [--data DATA] [--folder FOLDER [--make]] [--anomalib-python PATH]
 
-Weights are those of a fit too short to find anything: speed does not depend on them. Prints, for each
-model, what the proof found for each format and precision, or why it was refused; pictures per second
-end to end from JPEG files of 512x512 pixels (reading, network, decision, regions) by torch, ONNX
-Runtime and OpenVINO; and those of the bare OpenVINO loop on the same network, threads and precision
-with random input, one batch after the other or several in flight, whichever is faster. At last the
-size of what `blemish[runtime]` installs, and the time until it has loaded an artifact.
+Weights are those of a fit too short to find anything: speed does not depend on them. They are learned
+from made pictures or those of --data. --folder keeps the artifacts, and what is there already is not made
+again; --make stops when all are made. Prints, for each model, what the proof found for each format and
+precision, or why it was refused; pictures per second end to end from JPEG files of 512x512 pixels (reading,
+network, decision, regions) by torch, ONNX Runtime and OpenVINO; and those of the bare OpenVINO loop on the
+same network, threads and precision with random input, one batch after the other or several in flight,
+whichever is faster. Beside PatchCore, where the Python of an environment with anomalib is given, the same
+from the same files by anomalib's own inferencers (`anomalib_speed.py`). At last the size of what
+`blemish[runtime]` installs, and the time until it has loaded an artifact.
 """
 
 import argparse
@@ -20,11 +24,13 @@ from importlib.metadata import distribution, requires
 from pathlib import Path
 
 import numpy as np
+import openvino
 from packaging.requirements import Requirement
 
 import blemish
-from blemish import artifact, images, judging
+from blemish import artifact, exporting, images, judging
 from blemish.artifact import BATCH, Export, Predictor
+from blemish.dataset import Dataset
 from blemish.errors import BlemishError
 from blemish.parity import AskedPrecision
 from blemish.types import Batch, Sample
@@ -109,21 +115,71 @@ def seconds_to_load(file: Path) -> float:
     return min(once() for _ in range(ROUNDS))
 
 
-def export(source: Path, target: Path, precision: AskedPrecision, files: list[Path]) -> bool:
-    """Whether the export was written; prints the line of the parity table."""
-    start = f"  {target.suffix:6}{precision:6}"
-    try:
-        parity = artifact.export(source, target, Export(precision, tuple(files[:BATCH]), tuple(files))).parity
-    except BlemishError as error:
-        print(f"{start}refused: {error}", flush=True)
+def anomalib(python: str, pictures: Path, threads: int) -> None:
+    """Prints what anomalib's inferencers take, with our embedded weights."""
+    from safetensors.torch import save_file
+
+    from blemish.nn.backbone import Backbone
+
+    weights = pictures.parent / "backbone.safetensors"
+    save_file(
+        {name: each.contiguous() for name, each in Backbone(strides=(8, 16, 32)).network.state_dict().items()}, weights
+    )
+    script = Path(__file__).with_name("anomalib_speed.py")
+    words = [python, str(script), str(pictures), str(weights), "--threads", str(threads), "--rounds", str(ROUNDS)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    found = [line for line in done.stdout.splitlines() if line.startswith("  anomalib")]  # others draw its progress
+    print("\n".join(found) or f"  anomalib failed: {done.stderr.strip()[-500:]}", flush=True)
+
+
+def export(source: Path, target: Path, precision: AskedPrecision, data: Dataset) -> bool:
+    """Whether the export is there, made now or before; prints the line of the parity table."""
+    start, refused = f"  {target.suffix:6}{precision:6}", target.with_suffix(f"{target.suffix}.refused")
+    learned, held_out = ([sample.path for sample in part] for part in (data.train, data.validation))
+    if not (target.exists() or refused.exists()):
+        try:
+            how = Export(precision, tuple(exporting.drawn(held_out, exporting.SHOWN)), tuple(learned))
+            artifact.export(source, target, how)
+        except BlemishError as error:
+            refused.write_text(str(error))
+    if refused.exists():
+        print(f"{start}refused: {refused.read_text()}", flush=True)
         return False
-    if parity is not None:
-        print(
-            f"{start}map {parity.map_difference:.1e}, score {parity.score_difference:.1e} (accepted "
-            f"{parity.tolerance:g}), {parity.flipped} of {parity.decisions} decisions flipped",
-            flush=True,
-        )
+    parity = artifact.read_header(target).parity
+    print(f"{start}{parity.sentence() if parity else ''}", flush=True)
     return True
+
+
+def make(model: str, preset: str, folder: Path, data: Dataset) -> dict[tuple[str, str], Path]:
+    """The artifacts of a model, by format and precision."""
+    source = folder / f"{model}.blemish"
+    if not source.exists():
+        detector = blemish.create(model, preset=preset, config=SHORT[model], device="cpu").fit(data)
+        artifact.save(detector, source)
+    made = {("torch", "fp32"): source}
+    units = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    for suffix, precision in MADE:
+        if precision == "bf16" and "BF16" not in units:
+            print(f"  {suffix:6}{precision:6}this processor has no units for it, and would run fp32")
+            continue
+        file = folder / f"{model}-{precision}{suffix}"
+        if export(source, file, precision, data):
+            made[suffix, precision] = file
+    return made
+
+
+def measure(made: dict[tuple[str, str], Path], files: list[Path]) -> None:
+    """Prints how fast each is."""
+    torch_speed = 0.0
+    for (suffix, precision), file in made.items():
+        predictor = artifact.load(file, device="cpu")
+        speed = end_to_end(predictor, files)
+        torch_speed = torch_speed or speed
+        line = f"  {suffix:6}{precision:6}{speed:8.1f} pictures/s, {speed / torch_speed:.2f} of torch"
+        if suffix == ".xml":
+            alone = bare(predictor, len(files))
+            line += f", {speed / alone:.2f} of the bare loop ({alone:.1f})"
+        print(line, flush=True)
 
 
 def main() -> None:
@@ -133,33 +189,29 @@ def main() -> None:
     parser.add_argument("--preset", default="small")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--pictures", type=int, default=64)
+    parser.add_argument("--data", type=Path, help="dataset to learn from")
+    parser.add_argument("--folder", type=Path, help="where artifacts are kept")
+    parser.add_argument("--make", action="store_true", help="measure nothing")
+    parser.add_argument("--anomalib-python", default="", help="Python of an environment that has anomalib")
     options = parser.parse_args()
     import torch
 
     torch.set_num_threads(options.threads)
-    with tempfile.TemporaryDirectory() as folder:
-        files = write_pictures(Path(folder) / "parts/cloth/train/good", options.pictures)
-        data = blemish.open_dataset("folder", files[0].parent)
+    with tempfile.TemporaryDirectory() as temporary:
+        files = write_pictures(Path(temporary) / "parts/cloth/train/good", options.pictures)
+        data = blemish.open_dataset("auto", options.data or files[0].parent)
+        folder = options.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
         for model in options.models.split(","):
             print(f"{model} {options.preset}", flush=True)
-            source = Path(folder) / f"{model}.blemish"
-            detector = blemish.create(model, preset=options.preset, config=SHORT[model], device="cpu").fit(data)
-            artifact.save(detector, source)
-            made = {("torch", "fp32"): source}
-            for suffix, precision in MADE:
-                file = Path(folder) / f"{model}-{precision}{suffix}"
-                if export(source, file, precision, files):
-                    made[suffix, precision] = file
-            torch_speed = 0.0
-            for (suffix, precision), file in made.items():
-                predictor = artifact.load(file, device="cpu")
-                speed = end_to_end(predictor, files)
-                torch_speed = torch_speed or speed
-                line = f"  {suffix:6}{precision:6}{speed:8.1f} pictures/s, {speed / torch_speed:.2f} of torch"
-                if suffix == ".xml":
-                    alone = bare(predictor, options.pictures)
-                    line += f", {speed / alone:.2f} of the bare loop ({alone:.1f})"
-                print(line, flush=True)
+            made = make(model, options.preset, folder, data)
+            if options.make:
+                continue
+            measure(made, files)
+            if model == "patchcore" and options.anomalib_python:
+                anomalib(options.anomalib_python, files[0].parent, options.threads)
+        if options.make:
+            return
         print(f"blemish[runtime]: {runtime_size() / 1e6:.0f} MB installed beside Blemish itself")
         for file in made.values():
             if file.suffix != ".blemish":

@@ -122,7 +122,8 @@ def test_predicting_joins_views_and_tells_a_line_for_each_part(fitted, tmp_path)
     parts = decide_parts(predictor, scored)
     assert {row.part for row in parts} == {sample.part for sample in data.test}
     assert part_table(parts).row_count == len(parts) == 6
-    assert summary(parts, "parts").startswith("6 parts: ")
+    assert summary(parts, "part").startswith("6 parts: ")
+    assert summary(parts[:1], "part").startswith("1 part: ")
     write_parts(parts, tmp_path / "out")
     lines = [json.loads(line) for line in (tmp_path / "out/parts.jsonl").read_text().splitlines()]
     assert [line["part"] for line in lines] == [row.part for row in parts]

@@ -43,7 +43,7 @@ def test_a_pattern_joins_pictures():
 
 
 def test_a_pattern_that_fits_nothing_is_told_with_what_it_was_tried_on():
-    with pytest.raises(DatasetError, match=r"fits none of the 5 pictures; it was tried on 0.png, 1.png, 2.png, for"):
+    with pytest.raises(DatasetError, match=r"fits none of 5 pictures; it was tried on 0.png, 1.png, 2.png, for"):
         with_views([sample(f"{number}.png") for number in range(5)], PATTERN)
     with pytest.raises(DatasetError, match=r"it was tried on 0/top.png, 1/top.png, 2/top.png, for"):
         with_views([sample(f"shots/{number}/top.png") for number in range(5)], PATTERN)

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol, cast
 import numpy as np
 
 from blemish import images, registry
-from blemish.errors import ArtifactError, ConfigError, ImageError, ShapeError
+from blemish.errors import ArtifactError, ConfigError, ImageError, ShapeError, count_of
 from blemish.files import replacing_together
 from blemish.headers import from_plain, versions
 from blemish.images import Floats, check_batch
@@ -100,7 +100,7 @@ class Export:
     precision: AskedPrecision = "fp32"
     """What the exported network computes in."""
     pictures: tuple[Path, ...] = ()
-    """Pictures that prove that it gives the same, beside the made ones."""
+    """Pictures of parts that prove that it gives the same, beside the made ones; less than fp32 needs some."""
     calibration: tuple[Path, ...] = ()
     """Pictures of good parts that show int8 which values occur."""
     measure: "Callable[[Predictor], Mapping[str, float]] | None" = None
@@ -191,7 +191,9 @@ class Predictor:
         """
         batch = check_batch(images, self.preprocessing.image_size)
         if len(parts) != len(batch):
-            raise ShapeError(f"there are {len(batch)} images and {len(parts)} names of parts; expected one for each.")
+            raise ShapeError(
+                f"there are {count_of(len(batch), 'image')} and {len(parts)} names of parts; expected one for each."
+            )
         return self._run(batch) if self._look is None else self._look(batch, parts)
 
     def stream(self, batches: Iterable[Batch], failures: list[Failure]) -> Iterator[tuple[Batch, Prediction[Floats]]]:

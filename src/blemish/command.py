@@ -25,7 +25,7 @@ from rich.console import Console
 from tyro.conf import Positional, arg
 
 from blemish.engine import Kind
-from blemish.errors import ConfigError, bad_option
+from blemish.errors import ConfigError, bad_option, count_of
 from blemish.parts import MissingViews, Views
 from blemish.types import Failure, Policy
 
@@ -213,7 +213,7 @@ def report_failures(failures: Sequence[Failure]) -> int:
     if not failures:
         return 0
     console = Console(stderr=True)
-    console.print(f"{len(failures)} pictures could not be used:", highlight=False)
+    console.print(f"{count_of(len(failures), 'picture')} could not be used:", highlight=False)
     for failure in failures[:20]:
         console.print(f"  {failure.reason}", markup=False, highlight=False, soft_wrap=True)
     if len(failures) > 20:

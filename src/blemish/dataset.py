@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Protocol, cast
 
 from blemish import images, registry
-from blemish.errors import DatasetError, bad_option, not_among
+from blemish.errors import DatasetError, bad_option, count_of, not_among
 from blemish.parts import Views
 from blemish.types import Sample, Split
 
@@ -389,11 +389,11 @@ def _nothing_to_learn(root: Path, category: str, place: str) -> str:
 
 
 def _sentence(data: Dataset, category: str) -> str:
-    learn = f"{_count(len(data.train) + len(data.validation), 'good picture')} to learn from"
+    learn = f"{count_of(len(data.train) + len(data.validation), 'good picture')} to learn from"
     if data.validation:
         learn += f" ({len(data.validation)} of them held out to calibrate)"
     if data.train_defects:
-        learn += f" and {_count(len(data.train_defects), 'labelled defect')}"
+        learn += f" and {count_of(len(data.train_defects), 'labelled defect')}"
     labels = Counter(sample.is_anomalous for sample in data.test)
     places = {sample.path.parent for sample in data.test if sample.is_anomalous is False}
     split_here = any(sample.path.parent in places for sample in data.train)
@@ -428,7 +428,3 @@ def _masks(test: Iterable[Sample]) -> str:
     if with_mask == len(defective):
         return ", masks for all"
     return f", masks for {with_mask} of {len(defective)}" if with_mask else ", no masks"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from blemish import images
 from blemish.dataset import Dataset, contents
-from blemish.errors import DatasetError
+from blemish.errors import DatasetError, count_of
 from blemish.reading import digest, short
 from blemish.types import Sample
 
@@ -52,8 +52,9 @@ def with_verdicts(data: Dataset, folder: Path, verdicts: Mapping[str, bool]) -> 
     ]
     if not learn:
         raise DatasetError(
-            f"none of the {len(found)} files in --defects {folder} is a picture of the {len(said)} that the record has "
-            "a verdict on; name the folder that the server keeps pictures in, or that they were sent from."
+            f"none of {count_of(len(found), 'file')} in --defects {folder} is among the "
+            f"{count_of(len(said), 'picture')} that the record has a verdict on; name the folder that the server "
+            "keeps pictures in, or that they were sent from."
         )
     kept = [sample for sample in data.samples if digest(sample.path) not in said.keys() & found.keys()]
     return replace(data, samples=(*kept, *learn))

@@ -95,6 +95,8 @@ class Detector(nn.Module, ABC):
     """Whether `learn` looks at `data.train_defects`, too."""
     is_one_graph: ClassVar[bool] = True
     """Whether `forward` is all tensors, so that it can be exported."""
+    sensitive: ClassVar[tuple[str, ...]] = ()
+    """Modules that exports of 8 bit leave in floating point, because what they round would decide."""
 
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__()

@@ -18,7 +18,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from blemish.errors import BlemishError, ConfigError
+from blemish.errors import BlemishError, ConfigError, count_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -127,8 +127,8 @@ def _choose_gpu(device: str) -> bool:
         )
     if local >= there:
         raise ConfigError(
-            f"this machine has {there} GPUs and more processes than that; expected --nproc-per-node {there}, "
-            "or --device cpu."
+            f"this machine has {count_of(there, 'GPU')} and more processes than that; expected --nproc-per-node "
+            f"{there}, or --device cpu."
         )
     torch.cuda.set_device(local)
     return True

@@ -19,7 +19,7 @@ from itertools import chain, islice
 from typing import Any, Literal, TypeAlias, TypeVar
 
 from blemish import errors
-from blemish.errors import BlemishError, ConfigError, bad_option
+from blemish.errors import BlemishError, ConfigError, bad_option, count_of
 
 Kind = Literal["local", "ray"]
 Block = TypeVar("Block")
@@ -212,7 +212,7 @@ def _size(cluster: Cluster, there: Mapping[str, float]) -> tuple[int, dict[str, 
     room = gpus if uses_gpus else processors
     if not room or cluster.actors > room:
         raise ConfigError(
-            f"--actors is {cluster.actors}, and the cluster has {processors} processors and {gpus} GPUs; expected at "
-            f"most {room}, one for each."
+            f"--actors is {cluster.actors}, and the cluster has {count_of(processors, 'processor')} and "
+            f"{count_of(gpus, 'GPU')}; expected at most {room}, one for each."
         )
     return cluster.actors or room, {"num_gpus": 1.0} if uses_gpus else {"num_cpus": 1.0}

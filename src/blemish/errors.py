@@ -94,3 +94,12 @@ def not_among(what: str, name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1)
     guess = f' Did you mean "{near[0]}"?' if near else ""
     return f'no {what} named "{name}".{guess} Known: {", ".join(known) or "none"}.'
+
+
+def count_of(number: int, noun: str) -> str:
+    """So many of them, in words.
+
+    >>> count_of(1, "good picture"), count_of(2, "part")
+    ('1 good picture', '2 parts')
+    """
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -6,12 +6,14 @@ number of them. What comes before it (reading, the intensity rule, resizing) and
 is measured each time one is written, by what will run it.
 """
 
+import ast
 import logging
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from itertools import cycle
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,7 +22,7 @@ from blemish.artifact import Export, Predictor
 from blemish.errors import ConfigError, ExportError
 from blemish.images import Floats, Picture
 from blemish.parity import Parity, RunPrecision
-from blemish.types import Prediction, Preprocessing
+from blemish.types import Decider, Prediction, Preprocessing
 
 if TYPE_CHECKING:
     from blemish.detector import Detector
@@ -31,6 +33,10 @@ BATCHES = (1, 2, 5)
 """Batch sizes of the proof."""
 CALIBRATION = 300
 """Pictures that set the ranges of int8, at most."""
+SAME = 1e-5
+"""Scores are one and the same that differ by no more than this share: rounding in fp32."""
+SHOWN = 40
+"""Pictures of parts that prove less than fp32, at most, where they are not given for that alone."""
 TOLERANCE: dict[RunPrecision, float] = {"fp32": 1e-3, "fp16": 0.02, "bf16": 0.1, "int8": 0.3}
 """Differences that are accepted: as shares of the detector's own value, or of the threshold where that is larger."""
 
@@ -82,37 +88,55 @@ def to_onnx(detector: "Detector") -> bytes:
         quiet.setLevel(level)
     if made is None:
         raise ExportError(f"{type(detector).__name__} can't be exported: torch.onnx gave no graph.")
-    model: bytes = made.model_proto.SerializeToString()
+    proto = made.model_proto
+    _name_by_modules(proto)
+    model: bytes = proto.SerializeToString()
     return model
 
 
+def _name_by_modules(model: Any) -> None:
+    """Puts the module that each node comes from before its name, so that formats can treat parts of it apart."""
+    for node in model.graph.node:
+        about = {entry.key: entry.value for entry in node.metadata_props}
+        scopes = ast.literal_eval(about.get("pkg.torch.onnx.name_scopes", "[]"))  # from the whole to the operation
+        node.name = "/".join([*filter(None, scopes[-2:-1]), node.name])
+
+
 def prove(detector: "Detector", predictor: Predictor, precision: RunPrecision, how: Export) -> Parity:
-    """How far an export is from its detector, on pictures of odd sizes and depths, in batches of 1, 2 and 5.
+    """How far an export is from its detector, on made pictures and those of parts, in batches of 1, 2 and 5.
+
+    Made pictures, of odd sizes and depths, show whether the graph is right. They are unlike any part, and a
+    detector says of them what it happens to: rounding moves that as it likes. So less than fp32 is held to its
+    tolerance on pictures of parts.
 
     Args:
         detector: What was exported.
         predictor: The export.
         precision: What it computes in.
-        how: Further pictures, and metrics to compare.
+        how: Pictures of parts, and metrics to compare.
 
     Raises:
+        ConfigError: no pictures of parts are given, and less than fp32 must be proven.
         ExportError: farther than the precision explains; the message says on which picture and where.
     """
     from blemish.detector import infer
 
+    shown = _shown(precision, how)
     deciders = [predictor.decider(category) for category in predictor.categories]
     score_scale = min(abs(decider.reject.value) for decider in deciders)
     map_scale = min(abs(decider.pixel) for decider in deciders)
     tolerance = TOLERANCE[precision]
     batches: list[int] = []
-    worst = [0.0, 0.0]
+    worst, unlike = [0.0, 0.0], [0.0, 0.0]
     flipped = 0
-    for names, batch in _batches(predictor.preprocessing, how.pictures):
+    for names, batch in _batches(predictor.preprocessing, shown):
         before = infer(detector, batch)
         after = _predicted(predictor, batch, before)
         apart = [
             _apart(one, other, scale) for one, other, scale in zip(before, after, (map_scale, score_scale), strict=True)
         ]
+        if precision != "fp32":
+            unlike = [max(pair) for pair in zip(unlike, _forgiven(apart, names), strict=True)]
         for what, values, one, other in zip(OUTPUTS, apart, before, after, strict=True):
             place = np.unravel_index(int(values.argmax()), values.shape)
             if not values[place] <= tolerance:
@@ -126,7 +150,7 @@ def prove(detector: "Detector", predictor: Predictor, precision: RunPrecision, h
         worst = [max(known, float(values.max())) for known, values in zip(worst, apart, strict=True)]
         batches.append(len(batch))
         pairs = [(float(one), float(other)) for one, other in zip(before.image_score, after.image_score, strict=True)]
-        flipped += sum(each.decide(one) != each.decide(other) for each in deciders for one, other in pairs)
+        flipped += sum(_is_flipped(each, *pair) for each in deciders for pair in pairs)
     pictures = sum(batches)
     return Parity(
         precision=precision,
@@ -137,6 +161,7 @@ def prove(detector: "Detector", predictor: Predictor, precision: RunPrecision, h
         decisions=pictures * len(deciders),
         flipped=flipped,
         tolerance=tolerance,
+        made_differences=(unlike[0], unlike[1]),
         metrics=_measured(detector, predictor, how),
     )
 
@@ -174,17 +199,49 @@ def made_pictures(preprocessing: Preprocessing) -> dict[str, Picture]:
     return pictures
 
 
-def _batches(preprocessing: Preprocessing, paths: Sequence[Path]) -> Iterator[tuple[list[str], Floats]]:
-    """The made pictures and those in files, ready for a detector, in batches of 1, 2 and 5; with their names."""
+def _is_flipped(decider: Decider, before: float, after: float) -> bool:
+    """Whether a decision comes out otherwise, and not because a threshold is the very score of a picture."""
+    return decider.decide(before) != decider.decide(after) and not math.isclose(before, after, rel_tol=SAME)
+
+
+def _forgiven(apart: Sequence[Floats], names: Sequence[str | Path]) -> list[float]:
+    """The largest differences of maps and of scores on made pictures, of which only what is no number stays."""
+    made = np.array([isinstance(name, str) for name in names])
+    found = [float(values[made].max(initial=0)) for values in apart]
+    for values in apart:
+        values[np.isfinite(values) & made.reshape(-1, *[1] * (values.ndim - 1))] = 0
+    return found
+
+
+def _shown(precision: RunPrecision, how: Export) -> list[Path]:
+    """The pictures of parts that prove it: those given for that or, of those for calibration, some."""
+    if how.pictures or precision == "fp32":
+        return list(how.pictures)
+    if not how.calibration:
+        raise ConfigError(
+            f"{precision} must be proven on pictures of parts, and none were given; expected --pictures FOLDER, or "
+            "--data DATA, whose held-out good pictures are taken."
+        )
+    return drawn(how.calibration, SHOWN)
+
+
+def drawn(paths: Sequence[Path], most: int) -> list[Path]:
+    """The paths, or where there are more than `most`, so many of them evenly drawn."""
+    return [paths[number * len(paths) // most] for number in range(most)] if len(paths) > most else list(paths)
+
+
+def _batches(preprocessing: Preprocessing, paths: Sequence[Path]) -> Iterator[tuple[list[str | Path], Floats]]:
+    """The made pictures, by name, and those in files, ready for a detector, in batches of 1, 2 and 5."""
     made = made_pictures(preprocessing)
     sizes = cycle(BATCHES)
-    names: list[str] = []
+    names: list[str | Path] = []
     ready: list[Floats] = []
     size = next(sizes)
-    for name in [*made, *map(str, paths)]:
-        picture = made[name] if name in made else images.read(name)
+    named: list[str | Path] = [*made, *paths]
+    for name in named:
+        picture = images.read(name) if isinstance(name, Path) else made[name]
         names.append(name)
-        ready.append(images.to_chw(picture, preprocessing, name))
+        ready.append(images.to_chw(picture, preprocessing, str(name)))
         if len(ready) == size:
             yield names, np.stack(ready)
             names, ready, size = [], [], next(sizes)
@@ -204,7 +261,7 @@ def calibrating(preprocessing: Preprocessing, how: Export) -> list[Floats]:
             "--precision int8 must see which values occur in good pictures, and none were given; expected "
             "--calibration FOLDER with good pictures, or --data DATA, whose training pictures are taken."
         )
-    chosen = how.calibration[:: -(-len(how.calibration) // CALIBRATION)]
+    chosen = drawn(how.calibration, CALIBRATION)
     return [images.to_chw(images.read(path), preprocessing, str(path))[None] for path in chosen]
 
 

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from blemish import distributed
-from blemish.errors import ConfigError, ImageError
+from blemish.errors import ConfigError, ImageError, count_of
 from blemish.files import replacing, write_text
 from blemish.images import Floats
 from blemish.nn.backbone import fingerprint
@@ -154,9 +154,8 @@ class Features:
         here = sum(self.cache.has(self._key(sample)) for sample in self.samples)
         fit = min(len(self), here + max(0, self.cache.budget - self.cache.used) // each)
         known = f" {here} are there already." if here else ""
-        size = (
-            f"{len(self)} pictures take {_gigabytes(each * len(self))}, the budget is {_gigabytes(self.cache.budget)}"
-        )
+        needed, budget = _gigabytes(each * len(self)), _gigabytes(self.cache.budget)
+        size = f"{count_of(len(self), 'picture')} take {needed}, the budget is {budget}"
         if fit == len(self):
             return f"Feature cache {self.cache.folder}: {size}; all fit, so training never runs the backbone.{known}"
         return (
@@ -219,10 +218,7 @@ class Features:
 
     def _key(self, sample: Sample) -> str:
         if sample.path not in self._keys:
-            try:
-                self._keys[sample.path] = digest(sample.path)
-            except OSError:
-                return "missing"  # said when it is read
+            self._keys[sample.path] = digest(sample.path)
         return self._keys[sample.path]
 
 

@@ -7,6 +7,7 @@ is what makes their scores equal; they need NumPy, Pillow and OpenCV, but not to
 
 import io
 import os
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -61,11 +62,20 @@ def read(path: str | os.PathLike[str]) -> Picture:
         ImageError: the file is missing, empty, truncated, not a picture, or has a pixel that is NaN
             or infinite.
     """
+    return decode(read_content(Path(path)), str(path))
+
+
+def read_content(path: Path) -> bytes:
+    """The bytes of a picture's file.
+
+    Raises:
+        ImageError: it can't be opened, or is no regular file.
+    """
     try:
-        content = Path(path).read_bytes()
+        _check_regular(path)
+        return path.read_bytes()
     except (OSError, ValueError) as error:
         raise ImageError(f"{path}: can't be opened ({getattr(error, 'strerror', error)}).") from error
-    return decode(content, str(path))
 
 
 def decode(content: bytes, name: str) -> Picture:
@@ -94,13 +104,14 @@ def check_pixels(content: bytes, limit: int, name: str) -> None:
         raise ImageError(f"{name}: has {height}x{width} pixels; at most {limit:,} are taken: cut it into tiles first.")
 
 
-def to_chw(picture: Picture, preprocessing: Preprocessing, name: str = "image") -> Floats:
+def to_chw(picture: Picture, preprocessing: Preprocessing, name: str = "image", place: Floats | None = None) -> Floats:
     """A picture as the detector wants it: (3, H, W) float32 RGB in [0, 1], resized.
 
     Args:
         picture: (H, W, 3) or (H, W), uint8, uint16 or floating point, of any size.
         preprocessing: The detector's own.
         name: What to call the picture in messages.
+        place: Memory (3, H, W) for the result; new one if not given.
 
     Raises:
         ShapeError: not one picture of a known type.
@@ -116,15 +127,17 @@ def to_chw(picture: Picture, preprocessing: Preprocessing, name: str = "image") 
     if picture.dtype not in (np.uint8, np.uint16, np.float32):
         raise ShapeError(f"{name} has {picture.dtype} pixels; expected uint8, uint16 or floating point.")
     resized = resize(picture, preprocessing.image_size)
+    if place is None:
+        place = np.empty((3, *preprocessing.image_size), np.float32)
     if picture.dtype == np.uint8:
-        return np.divide(resized.transpose(2, 0, 1), np.float32(255), order="C", dtype=np.float32)
+        return np.divide(resized.transpose(2, 0, 1), np.float32(255), out=place, dtype=np.float32)
     if preprocessing.intensity is None:
         raise ImageError(
             f"{name} has {picture.dtype} pixels, and the only rule there is, that of the training pictures, is for 8 "
             "bit: convert it to 8 bit the way those were, or fit again with --intensity LOW:HIGH."
         )
-    scaled = _scaled(resized, preprocessing.intensity, name)
-    return np.ascontiguousarray(scaled.transpose(2, 0, 1), np.float32)
+    place[:] = _scaled(resized, preprocessing.intensity, name).transpose(2, 0, 1)
+    return place
 
 
 def _scaled(picture: Picture, rule: Intensity, name: str) -> Floats:
@@ -213,6 +226,7 @@ def measure_intensity(paths: Iterable[Path]) -> tuple[Intensity | None, list[Fai
 def is_deep(path: Path) -> bool:
     """Whether the file says that it has more than 8 bit a channel; only its header is read."""
     try:
+        _check_regular(path)
         with decoding.quiet, Image.open(path, formats=decoding.FORMATS) as opened:
             return decoding.is_deep(opened)
     except UnidentifiedImageError:
@@ -271,6 +285,7 @@ def read_size(path: Path) -> tuple[int, int]:
         ImageError: it can't be read.
     """
     try:
+        _check_regular(path)
         with decoding.quiet, Image.open(path, formats=decoding.FORMATS) as opened:
             width, height = opened.size
             # Orientations from 5 on swap the sides; of a TIFF, Pillow has done it.
@@ -278,6 +293,8 @@ def read_size(path: Path) -> tuple[int, int]:
             return (width, height) if turned else (height, width)
     except UnidentifiedImageError:
         return read(path).shape[:2]
+    except ImageError:
+        raise
     except Exception as error:  # decoders raise whatever they like about damaged files
         raise _unreadable(str(path), error) from error
 
@@ -373,6 +390,13 @@ def encode(picture: NDArray[np.uint8], kind: str = "PNG", quality: int = 90) -> 
     options = {"quality": quality, "subsampling": 0} if kind == "JPEG" else {}
     Image.fromarray(picture).save(buffer, format=kind, **options)
     return buffer.getvalue()
+
+
+def _check_regular(path: Path) -> None:
+    """Nothing, unless opening it could wait without end, or never reach one."""
+    mode = path.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # what is wrong with a folder, opening it says
+        raise ImageError(f"{path}: a pipe, socket or device, not a regular file; expected a picture.")
 
 
 def _picture_names(folder: Path) -> Iterator[str]:

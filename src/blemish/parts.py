@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from blemish.errors import ConfigError, DatasetError
+from blemish.errors import ConfigError, DatasetError, count_of
 from blemish.types import Sample
 
 MissingViews = Literal["keep", "drop", "error"]
@@ -86,7 +86,7 @@ def with_views(samples: Sequence[Sample], pattern: str) -> list[Sample]:
             found.append(replace(sample, part=match["part"], view=match["view"] or ""))
     if samples and len(tried) == len(samples):
         raise DatasetError(
-            f'--view-pattern "{pattern}" fits none of the {len(samples)} pictures; it was tried on '
+            f'--view-pattern "{pattern}" fits none of {count_of(len(samples), "picture")}; it was tried on '
             f"{', '.join(tried[:3])}, for example."
         )
     return found

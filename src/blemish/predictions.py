@@ -15,7 +15,7 @@ from rich.text import Text
 from blemish import files, images
 from blemish.artifact import Predictor
 from blemish.dataset import MASK_FOLDERS
-from blemish.errors import ConfigError, DatasetError
+from blemish.errors import ConfigError, DatasetError, count_of
 from blemish.judging import Judged, Scored, ScoredPart, judge
 from blemish.objects import is_address, name_of
 from blemish.parts import Views
@@ -210,7 +210,7 @@ def part_table(parts: Sequence[ScoredPart]) -> Table:
     return shown
 
 
-def summary(scored: Sequence[Scored | ScoredPart], noun: str = "pictures") -> str:
+def summary(scored: Sequence[Scored | ScoredPart], noun: str = "picture") -> str:
     """How many pictures, or parts, were decided how.
 
     >>> summary([])
@@ -219,12 +219,12 @@ def summary(scored: Sequence[Scored | ScoredPart], noun: str = "pictures") -> st
     return counted(Counter(row.decision for row in scored), noun)
 
 
-def counted(counts: "Counter[Decision]", noun: str = "pictures") -> str:
+def counted(counts: "Counter[Decision]", noun: str = "picture") -> str:
     """How many of how many were decided how."""
     total = counts.total()
     review = f"{counts['review']} to review, " if counts["review"] else ""
     hidden = f" The {ROWS} highest scores are shown." if total > ROWS else ""
-    return f"{total} {noun}: {counts['defective']} defective, {review}{counts['good']} good.{hidden}"
+    return f"{count_of(total, noun)}: {counts['defective']} defective, {review}{counts['good']} good.{hidden}"
 
 
 def _below(folder: Path, out_dir: Path | None) -> Iterator[Path]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice, repeat
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 
@@ -14,6 +15,9 @@ from blemish import images
 from blemish.errors import ImageError, ShapeError
 from blemish.parts import whole_parts
 from blemish.types import Batch, Failure, Preprocessing, Sample
+
+_Begun: TypeAlias = tuple[images.Floats, list[tuple[Sample, Future[tuple[int, int]]]]]
+"""Memory (B, 3, H, W) for a batch, and its pictures that are being read into it."""
 
 
 def read_batches(
@@ -50,27 +54,45 @@ def _read(
     """Batches of these sizes; what can't be read leaves them smaller."""
     workers = min(8, os.cpu_count() or 1)
     pool = ThreadPoolExecutor(workers)
-    pending: deque[tuple[Sample, Future[tuple[images.Floats, tuple[int, int]]]]] = deque()
     waiting = iter(samples)
-    try:
-        for batch_size in sizes:
-            ahead = batch_size + 2 * workers - len(pending)
-            pending.extend(
-                (sample, pool.submit(read_image, sample.path, preprocessing)) for sample in islice(waiting, ahead)
-            )
-            if not pending:
+
+    def begin() -> Iterator[_Begun]:
+        """Batches whose pictures are being read, each into its place."""
+        for size in sizes:
+            own = list(islice(waiting, size))
+            if not own:
                 return
-            good: list[tuple[Sample, images.Floats, tuple[int, int]]] = []
-            for sample, future in [pending.popleft() for _ in range(min(batch_size, len(pending)))]:
+            batch = np.empty((len(own), 3, *preprocessing.image_size), np.float32)
+            reads = [pool.submit(_read_into, batch[at], sample.path, preprocessing) for at, sample in enumerate(own)]
+            yield batch, list(zip(own, reads, strict=True))
+
+    begun = begin()
+    ahead: deque[_Begun] = deque()
+    try:
+        while True:
+            while sum(len(reads) for _, reads in islice(ahead, 1, None)) < 2 * workers and (one := next(begun, None)):
+                ahead.append(one)
+            if not ahead:
+                return
+            batch, reads = ahead.popleft()
+            good: list[tuple[int, Sample, tuple[int, int]]] = []
+            for at, (sample, future) in enumerate(reads):
                 try:
-                    good.append((sample, *future.result()))
+                    good.append((at, sample, future.result()))
                 except (ImageError, ShapeError) as error:
                     failures.append(Failure(sample.path, str(error)))
             if good:
-                found, pictures, own_sizes = zip(*good, strict=True)
-                yield Batch(np.stack(pictures), found, own_sizes)
+                places, found, own_sizes = zip(*good, strict=True)
+                yield Batch(batch if len(good) == len(batch) else batch[list(places)], found, own_sizes)
     finally:
         pool.shutdown(cancel_futures=True)  # nothing is read on for a caller who has left
+
+
+def _read_into(place: images.Floats, path: Path, preprocessing: Preprocessing) -> tuple[int, int]:
+    """The (height, width) of the picture in a file, which is then in its place (3, H, W)."""
+    picture = images.read(path)
+    images.to_chw(picture, preprocessing, str(path), place)
+    return picture.shape[0], picture.shape[1]
 
 
 def read_image(path: Path, preprocessing: Preprocessing) -> tuple[images.Floats, tuple[int, int]]:
@@ -84,8 +106,11 @@ def read_image(path: Path, preprocessing: Preprocessing) -> tuple[images.Floats,
 
 
 def digest(path: Path) -> str:
-    """A short fingerprint of a file's content."""
-    return short(hashlib.sha256(path.read_bytes()).hexdigest())
+    """A short fingerprint of a picture's file; "missing" for one that can't be opened: reading it says why."""
+    try:
+        return short(hashlib.sha256(images.read_content(path)).hexdigest())
+    except ImageError:
+        return "missing"
 
 
 def short(sha256: str) -> str:

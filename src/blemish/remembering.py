@@ -9,6 +9,7 @@ Source: Roth et al., "Towards Total Recall in Industrial Anomaly Detection", arX
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from torch.nn import functional as F  # noqa: N812 - the usual name
 from blemish.dataset import Dataset
 from blemish.detector import Detector, DetectorConfig, to_tensor
 from blemish.errors import bad_option
-from blemish.nn.backbone import Backbone
+from blemish.nn.backbone import ENTRY, Backbone
 from blemish.nn.blur import gaussian_blur
 from blemish.nn.coreset import greedy_coreset, project, squared_distances
 from blemish.nn.patches import patch_features
@@ -66,6 +67,8 @@ class Rememberer(Detector):
     """A detector that compares patch features with a memory bank."""
 
     config: RememberingConfig
+    # 8 bit in these few layers move distances by six times as much as in all others.
+    sensitive: ClassVar[tuple[str, ...]] = tuple(f"backbone.{name}" for name in ENTRY)
 
     def __init__(
         self, config: RememberingConfig, backbone_weights: str = "default", others: Sequence[int] = ()

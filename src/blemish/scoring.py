@@ -15,7 +15,7 @@ from typing import Any
 from blemish import __version__
 from blemish.artifact import Header, Predictor
 from blemish.dataset import Dataset
-from blemish.errors import BlemishError, DatasetError, ImageError, MetricError, OutputError
+from blemish.errors import BlemishError, DatasetError, ImageError, MetricError, OutputError, count_of
 from blemish.files import write_text
 from blemish.judging import Judged, Scored, ScoredPart, decide_parts, finite, from_line, judge
 from blemish.metric import Evaluation, Mode, Options, Results
@@ -204,7 +204,8 @@ def report(predictor: Predictor, tested: Tested, found: Found, policy: Policy | 
     """
     if not found.scored:
         raise DatasetError(
-            f"{tested.root}: none of the {len(tested.samples)} test pictures can be read; {found.failures[0].reason}"
+            f"{tested.root}: none of {count_of(len(tested.samples), 'test picture')} can be read; "
+            f"{found.failures[0].reason}"
         )
     deciders = {category: predictor.decider(category, policy) for category in tested.categories}
     thresholds = {category: decider.reject.value for category, decider in deciders.items()}

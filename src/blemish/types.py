@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
 
-from blemish.errors import ConfigError
+from blemish.errors import ConfigError, count_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -157,11 +157,12 @@ class Threshold:
         >>> Calibration(tuple(range(99)), (0.0,)).threshold(0.01).sentence()
         'threshold 98: at most 1 in 100 good parts is expected above it (99 good pictures held out of training).'
         """
+        noun = f"good {self.unit.removesuffix('s')}"
         promise = f"threshold {self.value:.6g}: at most {one_in(self.promised)} good parts is expected above it"
         if self.is_kept:
-            return f"{promise} ({self.good_pictures} good {self.unit} held out of training)."
+            return f"{promise} ({count_of(self.good_pictures, noun)} held out of training)."
         return (
-            f"{promise}. To promise {one_in(self.asked)} takes {good_pictures_for(self.asked)} good {self.unit} held "
+            f"{promise}. To promise {one_in(self.asked)} takes {count_of(good_pictures_for(self.asked), noun)} held "
             f"out of training; there are {self.good_pictures}."
         )
 

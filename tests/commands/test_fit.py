@@ -153,4 +153,4 @@ def test_verdicts_of_people_are_labels(data, defects, tmp_path, capsys):
     assert "give both" in capsys.readouterr().err
     Record(str(tmp_path / "empty.sqlite")).close()
     assert call(*words, "--verdicts", tmp_path / "empty.sqlite") == 2
-    assert "none of the 12 files" in capsys.readouterr().err
+    assert "none of 12 files" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -82,7 +83,7 @@ def test_no_picture_at_all_is_status_2(artifact, capsys):
 def test_nothing_that_can_be_read_is_status_2(artifact, tmp_path, capsys):
     (tmp_path / "empty.png").write_bytes(b"")
     assert call("predict", artifact, tmp_path / "empty.png") == command.FAILED
-    assert "none of the 1 pictures can be read" in capsys.readouterr().err
+    assert "none of 1 picture can be read" in capsys.readouterr().err
 
 
 def test_unreadable_pictures_are_named_and_the_exit_status_says_so(artifact, data, tmp_path, capsys):
@@ -97,6 +98,20 @@ def test_unreadable_pictures_are_named_and_the_exit_status_says_so(artifact, dat
     for name in ("truncated.png", "empty.png", "text.png"):
         assert name in printed.err
     assert len((tmp_path / "x.jsonl").read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket"])
+def test_what_is_no_regular_file_is_named_and_passed_over(artifact, data, tmp_path, capsys, kind):
+    folder = tmp_path / "new"
+    folder.mkdir()
+    shutil.copy(next((data / "cloth/test/good").iterdir()), folder / "fine.png")
+    with socket.socket(socket.AF_UNIX) as opened:
+        os.mkfifo(folder / "odd.png") if kind == "pipe" else opened.bind(str(folder / "odd.png"))
+        assert call("predict", artifact, folder) == command.SOME_FAILED
+    printed = capsys.readouterr()
+    assert "1 picture could not be used:" in printed.err
+    assert "odd.png: a pipe, socket or device" in printed.err
+    assert "1 picture: 0 defective, 1 good." in printed.out
 
 
 def test_an_unknown_category_is_decided_by_all_together_and_that_is_said(artifact, data, tmp_path, capsys):
@@ -129,8 +144,7 @@ def test_a_pattern_that_fits_nothing_is_status_2(artifact, data, capsys):
     pattern = "(?P<part>x+)_C(?P<view>y)"
     assert call("predict", artifact, data / "cloth/test/good", "--view-pattern", pattern) == command.FAILED
     assert (
-        "fits none of the 6 pictures; it was tried on good/000.png, good/001.png, good/002.png"
-        in capsys.readouterr().err
+        "fits none of 6 pictures; it was tried on good/000.png, good/001.png, good/002.png" in capsys.readouterr().err
     )
 
 

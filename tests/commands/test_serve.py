@@ -3,6 +3,7 @@
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -100,8 +101,8 @@ def test_from_picture_to_drift(served, data, artifact, tmp_path, capsys):
         (["serve", "nowhere.blemish"], "no such file"),
         (["serve", "ARTIFACT", "ARTIFACT"], 'two artifacts are called "part"'),
         (["serve", "ARTIFACT", "--watch", "nowhere"], "is not a folder"),
-        (["serve", "ARTIFACT", "--port", "70000", "--record", "none"], "--port is 70000"),
-        (["serve", "ARTIFACT", "--host", "192.0.2.1", "--record", "none"], "can't listen on 192.0.2.1"),
+        (["serve", "ARTIFACT", "--port", "70000"], "--port is 70000"),
+        (["serve", "ARTIFACT", "--host", "192.0.2.1"], "can't listen on 192.0.2.1"),
         (["serve", "ARTIFACT", "--waiting", "0"], "--waiting is 0"),
         (["serve", "ARTIFACT", "--record", "nothing://"], "expected a file such as"),
         (["drift", "ARTIFACT", "--record", "nowhere.sqlite"], "no such file"),
@@ -113,3 +114,12 @@ def test_what_cannot_be_done_is_said(words, message, artifact, capsys, tmp_path,
     monkeypatch.chdir(tmp_path)
     assert call(*(str(artifact) if word == "ARTIFACT" else word for word in words)) == 2
     assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())  # no empty record
+
+
+def test_a_taken_port_leaves_no_empty_record(artifact, capsys, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert call("serve", artifact, "--port", port, "--record", tmp_path / "r.sqlite") == 2
+    assert f"can't listen on 127.0.0.1, port {port}" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -27,7 +27,7 @@ def test_sample_writes_a_set_and_says_what_was_there(model, tmp_path, capsys):
     words = ["synthesize", "sample", model, "--out", tmp_path / "set", "--steps", "4", "--device", "cpu"]
     assert call(*words, "--count", "2", "--strength", "0.3") == 0
     assert call(*words, "--count", "3", "--strength", "0.3") == 0
-    assert "Drawn: 1 pictures; 2 were there already" in capsys.readouterr().out
+    assert "Drawn: 1 picture; 2 there already" in capsys.readouterr().out
     rows = [json.loads(line) for line in (tmp_path / "set/manifest.jsonl").read_text().splitlines()]
     assert [(row["category"], row["strength"]) for row in rows] == 3 * [("cloth", 0.3)]
     assert call("prepare", "sia", tmp_path / "set", tmp_path / "data") == 0

@@ -121,7 +121,7 @@ def test_splits_of_a_few_hundred_pictures(tmp_path: Path) -> None:
         counts = f"{len(learned)} good pictures to learn from, {len(val) - len(bad)} good and {len(bad)} abnormal"
         assert said[number].startswith(f"{name}: {counts} to test; abnormal are class {ids[0]}, ")
         assert said[number].endswith(f", class {ids[-1]}.")
-    assert "train2017: 20 pictures without annotations were left out." in said
+    assert "train2017: 20 pictures without annotations left out." in said
     assert not (out / "pictures").exists(), "nothing is copied unless asked"
 
 
@@ -241,7 +241,7 @@ def test_pictures_without_annotations(tmp_path: Path) -> None:
     make(tmp_path, 20, 20)
     (tmp_path / "val2017/000000000777.jpg").write_bytes((tmp_path / "one.jpg").read_bytes())
     said = coco_ad.prepare(tmp_path, tmp_path / "out")
-    assert "val2017: 1 pictures that the annotations don't list were left out." in said
+    assert "val2017: 1 picture not listed by the annotations left out." in said
     (tmp_path / FILES.format("val2017")).unlink()
     with pytest.raises(DatasetError, match="instances_val2017.json is not there; expected COCO's instance annotations"):
         coco_ad.prepare(tmp_path, tmp_path / "out")

@@ -4,15 +4,17 @@ import json
 import shutil
 import subprocess
 import sys
+from xml.etree import ElementTree as ET
 
 import numpy as np
 import onnx
+import openvino
 import pytest
 from PIL import Image
 
 import blemish
 import textures
-from blemish import artifact, exporting, judging
+from blemish import artifact, exporting, images, judging
 from blemish.artifact import Export, Predictor, read_header
 from blemish.detector import infer
 from blemish.errors import ArtifactError, ConfigError, ExportError
@@ -131,7 +133,8 @@ def test_a_difference_is_an_error_that_says_where(change, said, fitted):
         exporting.prove(detector, other, "fp32", Export())
 
 
-def test_flipped_decisions_are_counted(fitted, cloth):
+@pytest.mark.parametrize(("factor", "flipped"), [(1.0002, 1), (1.000002, 0)])
+def test_flipped_decisions_are_counted_but_not_for_rounding_on_the_threshold(fitted, cloth, factor, flipped):
     detector = fitted("patchcore")
     header = artifact.Header("patchcore", {}, detector.fitted)
     threshold = Predictor(header, lambda batch: infer(detector, batch)).decider().reject.value
@@ -139,12 +142,12 @@ def test_flipped_decisions_are_counted(fitted, cloth):
     def nudged(batch):  # what lies on the threshold comes to lie above it
         found = infer(detector, batch)
         on = np.isclose(found.image_score, threshold, rtol=1e-5)
-        return Prediction(found.anomaly_map, np.where(on, found.image_score * 1.0002, found.image_score))
+        return Prediction(found.anomaly_map, np.where(on, found.image_score * factor, found.image_score))
 
     samples = blemish.open_dataset("auto", cloth).validation
     how = Export(pictures=tuple(sample.path for sample in samples))
     parity = exporting.prove(detector, Predictor(header, nudged), "fp32", how)
-    assert parity.flipped == 1
+    assert parity.flipped == flipped
     assert parity.pictures == 8 + len(samples)
 
 
@@ -245,15 +248,60 @@ def test_int8_is_calibrated_proven_and_scored(fitted, cloth, tmp_path, capsys):
     assert 'type="FakeQuantize"' in graph
 
 
-def test_auto_takes_the_next_precision_where_the_first_is_too_far_off(fitted, tmp_path, monkeypatch, caplog):
+def test_auto_takes_the_next_precision_where_the_first_is_too_far_off(fitted, cloth, tmp_path, monkeypatch, caplog):
     from blemish.formats import openvino
 
-    monkeypatch.setattr(openvino, "_fastest_first", lambda: ["bf16", "fp32"])
-    for tolerance, taken in ((0.1, "bf16"), (1e-9, "fp32")):
-        monkeypatch.setitem(exporting.TOLERANCE, "bf16", tolerance)
-        blemish.save(fitted("patchcore"), tmp_path / "part.xml", Export("auto"))
+    how = Export("auto", tuple(sample.path for sample in blemish.open_dataset("auto", cloth).validation))
+    monkeypatch.setattr(openvino, "_fastest_first", lambda: ["fp16", "fp32"])
+    for tolerance, taken in ((0.1, "fp16"), (1e-9, "fp32")):
+        monkeypatch.setitem(exporting.TOLERANCE, "fp16", tolerance)
+        blemish.save(fitted("patchcore"), tmp_path / "part.xml", how)
         assert read_header(tmp_path / "part.xml").parity.precision == taken
-    assert "the bf16 export differs" in caplog.text
+    assert "the fp16 export differs" in caplog.text
+
+
+def test_less_than_fp32_is_proven_on_pictures_of_parts(fitted, cloth, tmp_path):
+    with pytest.raises(ConfigError, match="fp16 must be proven on pictures of parts, .* expected --pictures FOLDER"):
+        blemish.save(fitted("patchcore"), tmp_path / "part.xml", Export("fp16"))
+    assert not list(tmp_path.iterdir())
+    detector = fitted("patchcore")
+    header = artifact.Header("patchcore", {}, detector.fitted)
+    good = tuple(sample.path for sample in blemish.open_dataset("auto", cloth).validation)
+    known = {images.to_chw(images.read(path), detector.fitted.preprocessing).tobytes() for path in good}
+
+    def proof(precision, of_parts, of_made):
+        """The proof of an export whose maps are the detector's, times a factor."""
+
+        def other(batch):
+            found = infer(detector, batch)
+            factors = np.array([of_parts if image.tobytes() in known else of_made for image in batch], np.float32)
+            return Prediction(found.anomaly_map * factors[:, None, None], found.image_score)
+
+        return exporting.prove(detector, Predictor(header, other), precision, Export(pictures=good))
+
+    for refused in (("fp32", 1, 1.5), ("fp32", 1.5, 1), ("fp16", 1.5, 1), ("fp16", 1, np.nan)):
+        with pytest.raises(ExportError, match=f"the {refused[0]} export differs: anomaly_map"):
+            proof(*refused)
+    parity = proof("fp16", 1, 1.5)
+    assert (parity.map_difference, *parity.made_differences) == (0, pytest.approx(0.5), 0)
+    assert "(accepted: 0.02 on pictures of parts; on made ones 0.5 and 0)" in parity.sentence()
+
+
+def test_what_a_model_calls_sensitive_stays_in_floating_point(fitted, cloth, tmp_path):
+    from blemish.models.realnet import RealNet
+
+    good = tuple(sample.path for sample in blemish.open_dataset("auto", cloth).train)
+    blemish.save(fitted("realnet"), tmp_path / "part.xml", Export("int8", calibration=good))
+    graph = ET.parse(tmp_path / "part.xml").getroot()  # noqa: S314
+    rounded = {layer.get("id") for layer in graph.iter("layer") if layer.get("type") == "FakeQuantize"}
+    names = {layer.get("id"): layer.get("name") for layer in graph.iter("layer")}
+    after = [names[edge.get("to-layer")] for edge in graph.iter("edge") if edge.get("from-layer") in rounded]
+    assert any(name.startswith("network.reconstruction.") for name in after)
+    assert not any(name.startswith(RealNet.sensitive) for name in after)
+    parity = read_header(tmp_path / "part.xml").parity
+    done, of = parity.products
+    assert 0 < done < of
+    assert parity.sentence().startswith(f"int8 ({done} of {of} filters and products, all else in fp32) against")
 
 
 def test_what_the_device_has_no_units_for_is_computed_in_fp32(exported, monkeypatch, caplog):
@@ -299,17 +347,20 @@ def test_a_device_that_is_not_there_is_named(suffix, exported):
         blemish.load(exported("patchcore", suffix), device="tpu")
 
 
-def test_the_command_exports_proves_and_says_so(fitted, cloth, tmp_path, capsys):
+def test_the_command_exports_proves_and_says_so(fitted, cloth, tmp_path, capsys, caplog):
     blemish.save(fitted("patchcore"), tmp_path / "part.blemish")
     good = cloth / "cloth/test/good"
     Image.fromarray(textures.texture(1)).save(tmp_path / "odd.bmp")
     words = ["export", tmp_path / "part.blemish", tmp_path / "part.xml", "--pictures", good, tmp_path / "odd.bmp"]
     assert call(*words, "--precision", "bf16") == 0
     said = capsys.readouterr().out
-    assert "bf16 against the detector, on 15 pictures in batches of 1, 2, 4, 5" in said
+    # What the processor has no units for runs in fp32, and is not called otherwise.
+    ran = "bf16" if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "fp32"
+    assert f"{ran} against the detector, on 15 pictures in batches of 1, 2, 4, 5" in said
     header = read_header(tmp_path / "part.xml")
     assert header.parity.sentence() in said
-    assert header.parity.precision == "bf16"
+    assert (header.parity.precision, header.parity.computed) == (ran, ran)
+    assert ("CPU has no units for bf16 here" in caplog.text) == (ran == "fp32")
     assert len(header.source) == 64
     assert header.versions == read_header(tmp_path / "part.blemish").versions
     with pytest.raises(ArtifactError, match="is an export itself"):

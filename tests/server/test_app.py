@@ -106,6 +106,19 @@ def test_views_of_a_part_are_looked_at_together_and_decided_by_the_threshold_for
         assert server.get("/records?limit=1").json()["records"][0]["part_decision"] is None
 
 
+def test_a_model_that_was_calibrated_on_parts_promises_for_parts(tmp_path):
+    parts = tuple((score,) for score in np.linspace(0.3, 0.85, 49))
+    for calibration, unit, threshold in (
+        (Calibration(SCORES, SCORES, parts=parts), "49 good parts", pytest.approx(0.3 + 0.55 * 47 / 48)),
+        (Calibration(SCORES, SCORES), "99 good pictures", None),
+    ):
+        with client(tmp_path, artifact(calibration=calibration)) as one:
+            (cup,) = one.get("/model").json()["models"][0]["categories"].values()
+        assert all(f"({unit} held out" in sentence for sentence in cup["sentences"])
+        assert cup["part_threshold"] == threshold
+        assert cup["threshold"] == pytest.approx(SCORES[94])  # still that of a picture
+
+
 def test_a_part_with_a_view_that_cannot_be_read_is_not_decided(server):
     answer = server.post("/predict/batch?part=p7", files=[*views(20, 30), ("c", ("c.png", b"no picture"))])
     assert (answer.status_code, "c.png: not a picture" in answer.text) == (422, True)

@@ -222,5 +222,5 @@ def test_the_set_is_a_source_of_realnet_with_and_without_masks(model, tmp_path):
     assert changed.shape == picture.shape[:2]
     assert any((changed == mask).all() for mask in masks)
     (tmp_path / "masks/a/000001.png").unlink()
-    with pytest.raises(DatasetError, match="has no mask .*1 of 3 pictures lack theirs"):
+    with pytest.raises(DatasetError, match="has no mask .*1 of 3 pictures without theirs"):
         parse(f"sdas_masked:{tmp_path}", "a")

@@ -43,7 +43,7 @@ def test_what_cannot_be_read_is_named_once_and_stops_nothing(tmp_path, caplog, k
         (tmp_path / f"lid/{name}.png").write_bytes(b"")
     (source,) = parse(f"{kind}:{tmp_path}", "lid")
     sources._read.cache_clear()
-    with pytest.raises(DatasetError, match="none of the 3 pictures in .*lid can be read"):
+    with pytest.raises(DatasetError, match="none of 3 pictures in .*lid can be read"):
         source.give(PICTURES, 0, np.random.default_rng(0))
 
 

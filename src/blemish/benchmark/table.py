@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from blemish.benchmark.grid import DEFAULT, Grid
 from blemish.benchmark.published import Published, published
 from blemish.benchmark.run import Outcome
+from blemish.errors import count_of
 from blemish.files import write_text
 from blemish.metric import all_metrics
 from blemish.report import environment, number, printable
@@ -139,12 +140,14 @@ class Table:
                 *(outcome.scores.failures if outcome.scores else ()),
             ]
             if unused:
-                lines.append(f"{outcome.cell.name}: {len(unused)} pictures could not be used, first: {unused[0]}")
+                lines.append(
+                    f"{outcome.cell.name}: {count_of(len(unused), 'picture')} could not be used, first: {unused[0]}"
+                )
         lines += dict.fromkeys(note for outcome in self.outcomes if outcome.scores for note in outcome.scores.notes)
         if self.grid.beside:
             lines.append(
-                f"Figures published of {self.grid.beside} ({len(self.beside())} rows in the files) were not measured "
-                "here; preprocessing, protocol and choice of epoch differ as their sources say."
+                f"Figures published of {self.grid.beside} ({count_of(len(self.beside()), 'row')} in the files) were "
+                "not measured here; preprocessing, protocol and choice of epoch differ as their sources say."
             )
         return [printable(line) for line in lines]
 

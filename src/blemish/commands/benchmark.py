@@ -7,7 +7,7 @@ from pathlib import Path
 
 from blemish.benchmark import Grid, Outcome, Table, cells_of, published, read_grid, run, run_on, terminal_table, write
 from blemish.command import FAILED, SOME_FAILED, ClusterOptions, say
-from blemish.errors import ConfigError
+from blemish.errors import ConfigError, count_of
 from blemish.progress import bar
 
 
@@ -74,4 +74,4 @@ def _said(outcome: Outcome) -> str:
     if outcome.was_there:
         return f"{outcome.cell.name}: finished before"
     seconds = outcome.fit.seconds if outcome.fit else 0.0
-    return f"{outcome.cell.name}: fitted in {seconds:.0f} s, {outcome.scores.pictures} pictures scored"
+    return f"{outcome.cell.name}: fitted in {seconds:.0f} s, {count_of(outcome.scores.pictures, 'picture')} scored"

@@ -29,7 +29,8 @@ class ExportCommand:
     precision: AskedPrecision = "fp32"
     """What it computes in; less than fp32 needs .xml; auto takes the fastest here that is near enough."""
     pictures: tuple[Path, ...] = ()
-    """Pictures, or folders of them, that prove it beside the made ones; good parts are best."""
+    """Pictures, or folders of them, that prove it beside the made ones, good parts at best; else those held out of
+    --data; less than fp32 needs some."""
     calibration: tuple[Path, ...] = ()
     """Pictures of good parts, or folders of them, that show int8 which values occur; else those of --data."""
     data: Path | None = None
@@ -42,6 +43,7 @@ class ExportCommand:
     def __call__(self) -> int:
         """Exports, proves, says what was proven."""
         from blemish import artifact, predictions
+        from blemish.exporting import SHOWN, drawn
         from blemish.files import check_writable
 
         check_writable(self.out)
@@ -53,6 +55,7 @@ class ExportCommand:
             known = sorted(artifact.read_header(self.artifact).fitted.calibrations)
             data = DataOptions(self.data, self.dataset, self.category).open(known=known)
             calibration = calibration or tuple(sample.path for sample in data.train)
+            pictures = pictures or tuple(drawn([sample.path for sample in data.validation], SHOWN))
             measure = _measuring(data)
         how = artifact.Export(self.precision, pictures, calibration, measure)
         header = artifact.export(self.artifact, self.out, how)

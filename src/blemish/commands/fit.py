@@ -9,7 +9,7 @@ from tyro.conf import Positional, arg
 
 from blemish import distributed, options, registry
 from blemish.command import DataOptions, report_failures, say
-from blemish.errors import ConfigError
+from blemish.errors import ConfigError, count_of
 from blemish.types import Decider, Policy
 
 if TYPE_CHECKING:
@@ -137,7 +137,10 @@ class Fit:
             found = with_verdicts(data, folder, opened.verdicts())
         finally:
             opened.close()
-        say(f"Labelled by people: {len(found.train_defects) - len(data.train_defects)} more defective pictures.")
+        say(
+            "Labelled by people: "
+            f"{count_of(len(found.train_defects) - len(data.train_defects), 'more defective picture')}."
+        )
         return found
 
     def _fit_with_labels(self, learner: "Detector", data: "Dataset", labels: LabelOptions) -> "list[Failure]":

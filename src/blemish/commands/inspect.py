@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from blemish.command import ArtifactFile, say
-from blemish.errors import ConfigError
+from blemish.errors import ConfigError, count_of
 from blemish.types import Choice
 
 if TYPE_CHECKING:
@@ -36,7 +36,10 @@ class Inspect:
         height, width = header.fitted.preprocessing.image_size
         rule = header.fitted.preprocessing.intensity
         say(f"{self.artifact}: {header.model}, {self.artifact.stat().st_size / 1e6:.1f} MB")
-        say(f"Learned from {len(header.fitted.learned_from)} good pictures, brought to {height}x{width} pixels.")
+        say(
+            f"Learned from {count_of(len(header.fitted.learned_from), 'good picture')}, brought to {height}x{width} "
+            "pixels."
+        )
         say(f"Pictures of more than 8 bit: {f'{rule.low:g} to {rule.high:g}' if rule else 'refused (none was seen)'}.")
         say("Configuration: " + ", ".join(f"{key} {value}" for key, value in header.config.items()))
         say("Made with: " + ", ".join(f"{key} {value}" for key, value in header.versions.items()))

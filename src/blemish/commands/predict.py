@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import Positional, arg
 
 from blemish.command import DetectorOptions, EngineOptions, report_failures, say
-from blemish.errors import ConfigError, DatasetError, not_among
+from blemish.errors import ConfigError, DatasetError, count_of, not_among
 from blemish.parts import MissingViews, Views
 from blemish.types import Decision, Failure
 
@@ -69,7 +69,7 @@ class Predict:
         judged = predictions.predict(predictor, pictures, failures, category=category, policy=policy, views=views)
         scored = predictions.write(judged, pictures, json_lines=self.json_lines, out_dir=self.out_dir, maps=self.maps)
         if not scored:
-            raise DatasetError(f"none of the {len(pictures)} pictures can be read; {failures[0].reason}")
+            raise DatasetError(f"none of {count_of(len(pictures), 'picture')} can be read; {failures[0].reason}")
         self._say(predictor, scored, Counter(row.decision for row in scored))
         return report_failures(failures)
 
@@ -104,7 +104,7 @@ class Predict:
         has_parts = any(sample.part for sample in samples)
         found = done.gather(_without_regions if has_parts else _highest, self._lines)
         if not found.scored:
-            raise DatasetError(f"none of the {len(samples)} pictures can be read; {found.failures[0].reason}")
+            raise DatasetError(f"none of {count_of(len(samples), 'picture')} can be read; {found.failures[0].reason}")
         self._say(predictor, found.scored, found.counts)
         done.forget()
         return report_failures(found.failures)
@@ -121,7 +121,7 @@ class Predict:
         if self.out_dir is not None and parts:
             predictions.write_parts(parts, self.out_dir)
         say(predictions.part_table(parts) if parts else predictions.table(scored))
-        say(predictions.summary(parts, "parts") if parts else predictions.counted(counts))
+        say(predictions.summary(parts, "part") if parts else predictions.counted(counts))
         is_known = category in predictor.categories
         decider = predictor.decider(category, policy)
         if parts and not decider.calibration.parts:

@@ -7,6 +7,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from blemish.command import say
+from blemish.errors import count_of
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class PrepareSia:
 
         counts = sample_set.lay_out(self.source, self.target, self.name, self.quality if self.jpeg else None)
         for category, count in counts.items():
-            say(f"{self.target / self.name / 'sdas' / category}: {count} pictures")
+            say(f"{self.target / self.name / 'sdas' / category}: {count_of(count, 'picture')}")
         return 0
 
 

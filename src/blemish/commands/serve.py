@@ -67,10 +67,11 @@ class Serve:
         token = (self.token or os.environ.get(TOKEN, "")).strip()  # as headers are
         local = self.host in LOCAL
         served = self._load()
-        record = None if self.record == "none" else Record(self.record)
         options = Options(limits=limits, token=token, local=local, keep=self.keep, watch=self.watch)
-        server = server_of(create_app(served, record, options), limits)
         with self._listen() as listening:
+            # Last, so that what does not start leaves no empty database.
+            record = None if self.record == "none" else Record(self.record)
+            server = server_of(create_app(served, record, options), limits)
             self._announce(served, record, listening.getsockname()[1], is_open=not (token or local))
             server.run([listening])
         return 0

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from blemish import distributed, options
 from blemish.command import DataOptions, report_failures, say
-from blemish.errors import ConfigError, not_among
+from blemish.errors import ConfigError, count_of, not_among
 
 if TYPE_CHECKING:
     from blemish.synthesis.sdas import DiffusionConfig
@@ -72,7 +72,7 @@ class FitDiffusion:
             say(line)
         best = trained.outcome.best
         said = "" if best is None else f"; best at step {best[0]}, where held-out pictures lost {-best[1]:.4f}"
-        say(f"Learned for {trained.outcome.step} steps{said}. Grids of samples: {grids}")
+        say(f"Learned for {count_of(trained.outcome.step, 'step')}{said}. Grids of samples: {grids}")
         say(f"Written: {out} ({out.stat().st_size / 1e6:.1f} MB)")
         category = f" --category {data.categories[0]}" if len(data.categories) > 1 else ""
         say(f"Next: blemish synthesize sample {out}{category} --count 100 --out samples")

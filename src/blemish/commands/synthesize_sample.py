@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from blemish.command import ClusterOptions, report_failures, say
+from blemish.errors import count_of
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,8 @@ class Sample:
         # Where actors draw, this process only needs to know the model.
         model = sdas.load(self.model, self.device if actors is None else "cpu")
         written = sample_set.write(self.out, model, sdas.hash_of(self.model), wanted, drawing, actors)
-        found = f"; {written.found} were there already" if written.found else ""
-        say(f"Drawn: {written.drawn} pictures{found}. Written: {self.out / sample_set.MANIFEST}")
+        found = f"; {written.found} there already" if written.found else ""
+        say(f"Drawn: {count_of(written.drawn, 'picture')}{found}. Written: {self.out / sample_set.MANIFEST}")
         say(f"Next: blemish fit realnet DATA --sources self,sdas:{self.out} --out part.blemish")
         return report_failures(written.failures)
 

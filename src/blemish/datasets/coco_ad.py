@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blemish import images
-from blemish.errors import DatasetError
+from blemish.errors import DatasetError, count_of
 from blemish.files import check_writable, replacing, write_bytes, write_text
 from blemish.progress import track
 from blemish.rows import Finder, read_rows
@@ -172,8 +172,8 @@ class _Split:
         """What is in it."""
         train, good, bad = self.counts
         return (
-            f"{name}: {train} good pictures to learn from, {good} good and {bad} abnormal to test; abnormal are "
-            f"{', '.join(self.abnormal.values())}."
+            f"{name}: {count_of(train, 'good picture')} to learn from, {good} good and {bad} abnormal to test; "
+            f"abnormal are {', '.join(self.abnormal.values())}."
         )
 
 
@@ -246,9 +246,9 @@ def _match_files(
     unlisted = len(
         {name for name in files if images.is_picture(Path(name))} - {item.name for item in pictures.values()}
     )
-    notes = [f"{folder.name}: {bare} pictures without annotations were left out."] if bare else []
+    notes = [f"{folder.name}: {count_of(bare, 'picture')} without annotations left out."] if bare else []
     return notes + (
-        [f"{folder.name}: {unlisted} pictures that the annotations don't list were left out."] * (unlisted > 0)
+        [f"{folder.name}: {count_of(unlisted, 'picture')} not listed by the annotations left out."] * (unlisted > 0)
     )
 
 

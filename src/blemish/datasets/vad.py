@@ -20,7 +20,7 @@ from pathlib import Path
 
 from blemish import images
 from blemish.dataset import LOW_SHOT, subfolders
-from blemish.errors import DatasetError
+from blemish.errors import DatasetError, count_of
 from blemish.types import Sample, Split
 
 TITLE = "VAD"
@@ -52,8 +52,8 @@ def read(root: Path, category: str) -> list[Sample]:
         wanted = set(_lists(folder)[protocol.removeprefix(_LOW_SHOT)])
     if lost := sorted(wanted - set(labelled)):
         raise DatasetError(
-            f"{folder / LOW_SHOT} lists {len(lost)} pictures that are not in {folder / 'train' / 'bad'} ({lost[0]}); "
-            "unpack the whole archive again."
+            f"{folder / LOW_SHOT} lists {count_of(len(lost), 'picture')} not to be found in "
+            f"{folder / 'train' / 'bad'} ({lost[0]}); unpack the whole archive again."
         )
     return [
         Sample(

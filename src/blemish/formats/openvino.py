@@ -3,7 +3,7 @@
 import hashlib
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -23,9 +23,12 @@ if TYPE_CHECKING:
 SUFFIX = ".xml"
 WEIGHTS = ".bin"
 _HEADER, _DIGEST = ["blemish", "header"], ["blemish", "weights"]
-_HINTS: dict[RunPrecision, str] = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "f32"}
+_HINTS: dict[RunPrecision, str] = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
+"""What is computed in → as OpenVINO calls it; products of 8 bit are in the graph itself."""
 _HEAVY = {"Convolution", "GroupConvolution", "MatMul"}
 """Operations that int8 makes faster, as OpenVINO calls them."""
+_RUN_HEAVY = {"Convolution", "MatMul", "FullyConnected"}
+"""The same, as its CPUs call them."""
 _LOG = logging.getLogger(__name__)
 
 
@@ -38,13 +41,19 @@ def save(detector: "Detector", header: Header, path: Path, how: Export) -> None:
     model = openvino.convert_model(graph)
     graph.unlink()
     wanted = _fastest_first() if how.precision == "auto" else [how.precision]
+    if wanted != ["fp32"]:  # whatever it is to compute in, the graph itself is right
+        exporting.prove(detector, Predictor(header, _Network(model, "fp32", "cpu").run), "fp32", Export())
     for precision in wanted:
         if precision == "int8":
-            model = _quantised(model, exporting.calibrating(header.fitted.preprocessing, how))
+            model = _quantised(model, exporting.calibrating(header.fitted.preprocessing, how), detector.sensitive)
         openvino.save_model(model, path, compress_to_fp16=precision == "fp16")
-        network = _Network(openvino.Core().read_model(path), precision, "cpu")
+        network = _Network(openvino.Core().read_model(path), "fp32" if precision == "int8" else precision, "cpu")
+        computed = network.computed()
+        # Weights of 16 or 8 bit are what they are; but what was not computed in bf16 must not be called so.
+        called = computed if precision == "bf16" else precision
         try:
-            parity = exporting.prove(detector, Predictor(header, network.run, flow=network.flow), precision, how)
+            parity = exporting.prove(detector, Predictor(header, network.run, flow=network.flow), called, how)
+            parity = replace(parity, computed=computed, products=network.products() if precision == "int8" else (0, 0))
             break
         except ExportError as error:
             if precision == wanted[-1]:
@@ -64,7 +73,8 @@ def load(path: Path, device: str) -> Predictor:
             f"{path.with_suffix(WEIGHTS)} does not hold the weights of {path.name}, or is damaged (truncated?); "
             "expected the two files of one export: copy both again."
         )
-    network = _Network(model, header.parity.precision, device)
+    precision = header.parity.computed or header.parity.precision
+    network = _Network(model, "fp32" if precision == "int8" else precision, device)
     return Predictor(header, network.run, flow=network.flow)
 
 
@@ -91,6 +101,13 @@ class _Network:
     """A graph that OpenVINO runs: one batch at once by all threads, or several by some threads each."""
 
     def __init__(self, model: Any, precision: RunPrecision, device: str) -> None:
+        """Compiles nothing yet.
+
+        Args:
+            model: The graph.
+            precision: What to compute in, apart from products of 8 bit, which are in the graph.
+            device: "auto", or what OpenVINO has.
+        """
         import openvino
 
         core = openvino.Core()
@@ -119,6 +136,17 @@ class _Network:
         with self._alone:  # calls share their memory, and each has all cores
             found = self._compiled("LATENCY")(batch, share_inputs=True)
             return Prediction(*(found[name].copy() for name in exporting.OUTPUTS))
+
+    def computed(self) -> RunPrecision:
+        """What it really computes in, whatever was asked for."""
+        found = self._compiled("LATENCY").get_property("INFERENCE_PRECISION_HINT").to_string()
+        return {hint: precision for precision, hint in _HINTS.items()}[found]
+
+    def products(self) -> tuple[int, int]:
+        """How many filters and products are really computed in 8 bit, and how many there are."""
+        steps = [step.get_rt_info() for step in self._compiled("LATENCY").get_runtime_model().get_ops()]
+        run = [step["runtimePrecision"].astype(str) for step in steps if step["layerType"].astype(str) in _RUN_HEAVY]
+        return sum(each in ("u8", "i8") for each in run), len(run)
 
     def flow(self, batches: Iterable["Floats"]) -> Iterator[Prediction["Floats"]]:
         """The predictions of many batches, in order; the next ones are computed while the caller has one."""
@@ -163,27 +191,44 @@ def _fastest_first() -> list[RunPrecision]:
     return ["bf16", "fp32"] if "bf16" in _capabilities(openvino.Core(), "CPU") else ["fp32"]
 
 
-def _quantised(model: Any, pictures: "list[Floats]") -> Any:
+def _quantised(model: Any, pictures: "list[Floats]", sensitive: Sequence[str]) -> Any:
     """The graph with weights and activations of 8 bit, their ranges as these pictures show them.
 
     Only products and filters of several channels: maps are left alone, which would else be cut off
-    at the highest value of a good picture.
+    at the highest value of a good picture; and so are those of the sensitive modules.
     """
     try:
         import nncf
+        from nncf.quantization.advanced_parameters import OverflowFix
     except ImportError as error:
         raise ConfigError('--precision int8 needs NNCF: pip install "blemish[export]"') from error
-    nncf.set_log_level(logging.ERROR)
+    logging.getLogger("nncf").setLevel(logging.ERROR)  # its own function would mute handlers of others, too
     steps = model.get_ops()
-    maps = [each.get_friendly_name() for each in steps if each.get_type_name() == "Convolution" and _is_of_map(each)]
+    names = [each.get_friendly_name() for each in steps if _is_of_map(each) or _is_within(each, sensitive)]
     others = {each.get_type_name() for each in steps} - _HEAVY
-    left_alone = nncf.IgnoredScope(names=maps, types=sorted(others), validate=False)
-    return nncf.quantize(model, nncf.Dataset(pictures), subset_size=len(pictures), ignored_scope=left_alone)
+    left_alone = nncf.IgnoredScope(names=names, types=sorted(others), validate=False)
+    # CPUs without VNNI add pairs of products in 16 bit: with weights of 7 bit none is cut off, and all CPUs agree.
+    advanced = nncf.AdvancedQuantizationParameters(overflow_fix=OverflowFix.ENABLE)
+    return nncf.quantize(
+        model,
+        nncf.Dataset(pictures),
+        subset_size=len(pictures),
+        ignored_scope=left_alone,
+        advanced_parameters=advanced,
+    )
 
 
 def _is_of_map(step: Any) -> bool:
+    if step.get_type_name() != "Convolution":
+        return False
     channels = step.get_input_partial_shape(0)[1]
     return bool(channels.is_static) and channels.get_length() == 1
+
+
+def _is_within(step: Any, modules: Sequence[str]) -> bool:
+    """Whether a filter or product belongs to one of these modules, by its name; see `exporting.to_onnx`."""
+    name = step.get_friendly_name()
+    return step.get_type_name() in _HEAVY and any(name.startswith((f"{each}.", f"{each}/")) for each in modules)
 
 
 def _info(model: Any, place: list[str]) -> str:

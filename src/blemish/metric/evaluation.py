@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from blemish.errors import ConfigError, MetricError, not_among
+from blemish.errors import ConfigError, MetricError, count_of, not_among
 from blemish.files import replacing
 from blemish.metric.evidence import (
     COLUMNS,
@@ -195,7 +195,7 @@ class Evaluation:
             raise PictureError(name, "it has neither a label nor a mask", "to know whether it is good")
         if not is_anomalous and defective > 0:
             raise PictureError(
-                name, f"it is labelled good, but its mask marks {defective} pixels", "an empty mask or none"
+                name, f"it is labelled good, but its mask marks {count_of(defective, 'pixel')}", "an empty mask or none"
             )
         if any(name in state.pictures for state in self._states.values()):
             raise PictureError(name, "it is there twice", "every path once, because each copy shifts every metric")
@@ -382,8 +382,8 @@ def evaluate(
     if len(anomaly_maps) != len(masks) or (image_scores is not None and len(image_scores) != len(masks)):
         scores = "no" if image_scores is None else len(image_scores)
         raise MetricError(
-            f"there are {len(anomaly_maps)} anomaly maps, {len(masks)} masks and {scores} image scores; "
-            "expected the same number of each."
+            f"there are {count_of(len(anomaly_maps), 'anomaly map')}, {count_of(len(masks), 'mask')} and {scores} "
+            "image scores; expected the same number of each."
         )
     evaluation = Evaluation(mode, intervals=options is not None and options.resamples > 0)
     faults = []
@@ -402,7 +402,7 @@ def refuse(faults: Sequence[PictureError], pictures: int) -> None:
     """Raises `MetricError`, if there are faults, with the first and the number of those like it."""
     if faults:
         alike = sum(fault.expected == faults[0].expected for fault in faults)
-        raise MetricError(f"{faults[0]} The same is wrong with {alike} of {pictures} pictures.")
+        raise MetricError(f"{faults[0]} The same is wrong with {alike} of {count_of(pictures, 'picture')}.")
 
 
 def _notes(category: str, pictures: Sequence[Picture]) -> list[str]:

@@ -138,6 +138,9 @@ class RealNet(Detector):
     """The detector; see the module's docstring."""
 
     config: RealNetConfig
+    # What was restored badly is a small difference of features, squared: noise in the features adds to it. And the
+    # discriminators see residuals of defects, which no good picture shows to what sets the ranges of 8 bit.
+    sensitive: ClassVar[tuple[str, ...]] = ("backbone", "network.discriminators")
     presets: ClassVar[Mapping[str, DetectorConfig]] = {
         "paper": RealNetConfig(
             backbone="wide_resnet50_2.racm_in1k",

@@ -22,7 +22,7 @@ from blemish import artifact, components, folds, images
 from blemish.components import Components
 from blemish.dataset import Dataset, hold_out
 from blemish.detector import Detector, DetectorConfig
-from blemish.errors import ArtifactError, ConfigError, DatasetError, bad_option
+from blemish.errors import ArtifactError, ConfigError, DatasetError, bad_option, count_of
 from blemish.images import Bools, Floats
 from blemish.label_gain import held_out, label_gain
 from blemish.nn import map_features, peaks
@@ -153,16 +153,16 @@ class SegAD(Detector):
         is_real = np.arange(len(table)) < len(good.features + bad.features)
         if labels.sum() < 2 or (~labels).sum() < 2:
             raise DatasetError(
-                f"{labels.sum()} defective and {(~labels).sum()} good pictures can be read; SegAD learns from 2 of "
-                "each at least, better 10 defects and more."
+                f"{labels.sum()} defective and {count_of(int((~labels).sum()), 'good picture')} can be read; SegAD "
+                "learns from 2 of each at least, better 10 defects and more."
             )
         self.config = replace(self.config, base=_different([Path(name).name for name in self.config.base]))
         self.decision = self._decide(table, labels)
         if isinstance(self.decision, Forest) and not self.decision.gain.any():
             raise DatasetError(
-                f"{(~labels).sum()} good and {labels.sum()} defective pictures give the forest nothing to split on: "
-                "they are too few, or the maps of the bases do not tell them apart. Fit the base with "
-                "--validation-fraction 0.5, so that more good pictures are new to it, use --out-of-fold 3 or "
+                f"{(~labels).sum()} good and {count_of(int(labels.sum()), 'defective picture')} give the forest "
+                "nothing to split on: they are too few, or the maps of the bases do not tell them apart. Fit the "
+                "base with --validation-fraction 0.5, so that more good pictures are new to it, use --out-of-fold 3 or "
                 "--decision peaks, or add pictures."
             )
         folded = [held_out(table, labels, self._judge, (self.config.seed, number)) for number in range(REPEATS)]
@@ -368,9 +368,9 @@ class SegAD(Detector):
             )
         if len(data.train_defects) + self.config.disturbed < 2:
             raise DatasetError(
-                f"{data.root} has {len(data.train_defects)} labelled defects to learn from; SegAD takes 2 at least, "
-                "better 10: name their folder with --defects DIR. Without any, good pictures can be disturbed: "
-                "--disturbed 100."
+                f"{data.root} has {count_of(len(data.train_defects), 'labelled defect')} to learn from; SegAD takes "
+                "2 at least, better 10: name their folder with --defects DIR. Without any, good pictures can be "
+                "disturbed: --disturbed 100."
             )
         good = data.train + data.validation
         new = [replace(sample, split="train") for sample in good if digest(sample.path) not in known]
@@ -380,7 +380,7 @@ class SegAD(Detector):
             seen = [replace(sample, split="train") for sample in good if sample.path not in fresh]
             if not new or len(seen) < 2 * self.config.out_of_fold:
                 raise DatasetError(
-                    f"{len(seen)} good pictures trained the base and {len(new)} did not; --out-of-fold "
+                    f"{count_of(len(seen), 'good picture')} trained the base and {len(new)} did not; --out-of-fold "
                     f"{self.config.out_of_fold} takes {2 * self.config.out_of_fold} and 1 at least: the latter set the "
                     "threshold. Add good pictures, or fit the base with another --validation-fraction."
                 )
@@ -388,9 +388,9 @@ class SegAD(Detector):
             return replace(data, samples=(*seen, *held_out, *others))
         if len(new) < 3:
             raise DatasetError(
-                f"{len(good) - len(new)} of {len(good)} good pictures trained the base, whose maps of them are "
-                "too low to learn from; SegAD needs 3 others at least. Fit the base with --validation-fraction 0.5, "
-                "use --out-of-fold 3, or add new good pictures."
+                f"{len(good) - len(new)} of {count_of(len(good), 'good picture')} trained the base, whose maps of "
+                "them are too low to learn from; SegAD needs 3 others at least. Fit the base with "
+                "--validation-fraction 0.5, use --out-of-fold 3, or add new good pictures."
             )
         return replace(data, samples=(*hold_out(new, self.config.calibration_fraction, self.config.seed), *others))
 
@@ -412,7 +412,9 @@ def draw_defects(count: int, labelled: int, seed: int) -> list[int]:
         DatasetError: there are not more defects than are to be labelled.
     """
     if not 0 < labelled < count:
-        raise DatasetError(f"{labelled} of {count} defects can't be drawn; expected at least 1, and one left to test.")
+        raise DatasetError(
+            f"{labelled} of {count_of(count, 'defect')} can't be drawn; expected at least 1, and one left to test."
+        )
     order = np.random.RandomState(seed).permutation(count)  # as published figures were drawn
     return [int(number) for number in order[-labelled:]]
 

@@ -29,6 +29,8 @@ EMBEDDED = {
 }
 """timm name → (module, class) of the package that carries the weights."""
 DEFAULT = "tf_efficientnet_lite0"
+ENTRY = tuple(f"network.{name}" for name in ("conv_stem", "conv1", "bn1", "blocks.0"))
+"""The first layers of a `Backbone`, as timm calls them: what they round, all others see."""
 
 
 class Backbone(nn.Module):

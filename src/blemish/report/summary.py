@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
+from blemish.errors import count_of
 from blemish.judging import Scored, ScoredPart
 from blemish.metric import Results
 from blemish.objects import name_of
@@ -185,8 +186,8 @@ def _learned(report: Report) -> list[str]:
         return []
     names = ", ".join(report.learned[:_NAMED])
     return [
-        f"{len(report.learned)} good test pictures were learned from ({names}): the detector knows them, so what is "
-        "said of good pictures here is too good. Test on others."
+        f"{count_of(len(report.learned), 'good test picture')} {_were(len(report.learned))} learned from ({names}): "
+        "the detector knows them, so what is said of good pictures here is too good. Test on others."
     ]
 
 
@@ -229,7 +230,7 @@ def headline(report: Report) -> str:
     together = len(report.header.fitted.calibrations)
     model = report.header.model if together == 1 else f"One {report.header.model} model for {together} categories"
     return printable(
-        f"{model} was tested on {good.total} good and {defective.total} defective pictures of {of}. "
+        f"{model} was tested on {good.total} good and {count_of(defective.total, 'defective picture')} of {of}. "
         f"{saying}, {outcome}.{person if review else ''}{lack}"
     )
 
@@ -383,7 +384,7 @@ def _failures(report: Report) -> list[str]:
     unread, unmasked = sorted_failures(report)
     total = len(unread) + len(report.scored)
     cases = (
-        (unread, f"of {total} pictures could not be used"),
+        (unread, f"of {count_of(total, 'picture')} could not be used"),
         (unmasked, "scored without all that belongs to it"),
     )
     lines = []

@@ -61,7 +61,8 @@ class Artifact:
                     "threshold": decider.reject.value,
                     "review_threshold": decider.review and decider.review.value,
                     "pixel_threshold": decider.pixel,
-                    "sentences": decider.sentences(),
+                    "part_threshold": decider.of_parts().reject.value if decider.calibration.parts else None,
+                    "sentences": decider.of_parts().sentences(),
                     "good_scores": list(decider.calibration.image_scores),
                 }
                 for category, decider in deciders.items()

@@ -28,7 +28,7 @@ import numpy as np
 
 from blemish import images
 from blemish.dataset import MASK_FOLDERS
-from blemish.errors import ConfigError, DatasetError, ImageError, not_among
+from blemish.errors import ConfigError, DatasetError, ImageError, count_of, not_among
 from blemish.images import Bools, Picture
 
 OFFLINE = "procedural,self,cutpaste,stain"
@@ -142,7 +142,8 @@ def _one_of(files: tuple[Path, ...], draw: Draw, read: Callable[[Path], Foreign]
             return read(files[(first + number) % len(files)])
         except ImageError as error:
             _warn(str(error))
-    raise DatasetError(f"none of the {len(files)} pictures in {files[0].parent} can be read; expected a source.")
+    count = count_of(len(files), "picture")
+    raise DatasetError(f"none of {count} in {files[0].parent} can be read; expected a source.")
 
 
 @cache
@@ -171,8 +172,9 @@ def _where_changed(files: tuple[Path, ...]) -> Give:
     missing = [path for path, mask in masks.items() if not mask.is_file()]
     if missing:
         raise DatasetError(
-            f"{missing[0]} has no mask (there is no {masks[missing[0]]}; {len(missing)} of {len(files)} pictures lack "
-            "theirs); expected a folder written by blemish synthesize sample, or the source sdas:DIR, which needs none."
+            f"{missing[0]} has no mask (there is no {masks[missing[0]]}; {len(missing)} of "
+            f"{count_of(len(files), 'picture')} without theirs); expected a folder written by blemish synthesize "
+            "sample, or the source sdas:DIR, which needs none."
         )
 
     def give(pictures: Picture, _: int, draw: Draw) -> Foreign:
