@@ -12,6 +12,7 @@ There is no official code, and the paper's equations and most of its numbers wer
 ToCoAD as reconstructed here. `docs/tocoad.md` says what is the paper's and what is ours. Preset "small" adds
 what keeps the tuning from doing harm: the features may not leave the frozen ones far behind, and of
 all states, the untuned one among them, the one is kept that finds made defects best on held-out good pictures.
+And what the discriminative network says counts beside the memory bank, which brings more than the tuning.
 """
 
 import math
@@ -71,7 +72,7 @@ class Held(NamedTuple):
 class ToCoADConfig(RememberingConfig, TrainedConfig, DamageConfig):
     """What can be chosen for ToCoAD; the budget is that of both stages together."""
 
-    pretraining: float = 0.8
+    pretraining: float = 0.9
     """Share of the budget (steps, epochs, minutes) that stage I takes."""
     contrast: Contrast = "simsiam"
     """What makes two views of a picture alike in stage II: simsiam, byol, or none."""
@@ -169,6 +170,7 @@ class ToCoAD(Rememberer):
             backbone="wide_resnet50_2.tv_in1k",
             strides=(8, 16),
             coreset_size=16_384,
+            pretraining=0.8,
             epochs=100,
             distill=0.0,
             select="last",
@@ -184,7 +186,7 @@ class ToCoAD(Rememberer):
             least_change=0,
             precision="float32",
         ),
-        "small": ToCoADConfig(steps=600, learning_rate=1e-3, schedule="cosine", clip=1.0, evaluations=4, fuse=0.3),
+        "small": ToCoADConfig(steps=560, learning_rate=1e-3, schedule="cosine", clip=1.0, evaluations=4, fuse=0.3),
         "tiny": ToCoADConfig(
             image_size=(64, 64),
             coreset_size=64,
