@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from blemish import images
-from blemish.dataset import Dataset, contents
+from blemish.dataset import MASK_FOLDERS, Dataset, contents, masks_beside, masks_in
 from blemish.errors import DatasetError
 from blemish.reading import digest, short
 from blemish.types import Sample
@@ -14,16 +14,29 @@ from blemish.types import Sample
 def with_defects(data: Dataset, folder: Path) -> Dataset:
     """The dataset with the pictures of a folder as defects to learn from; copies of them leave the test.
 
+    Their masks are taken where there are any: beside the pictures, in a folder like ground_truth in `folder` or beside
+    it, or where the MVTec layout has those of its test pictures.
+
     Raises:
         DatasetError: no such folder, no pictures in it, or several categories.
     """
     category = _one_category(data, folder)
-    found = images.list_pictures(folder)
+    files = images.list_pictures(folder)
+    elsewhere = masks_in(*_mask_folders(folder))
+    found = dict.fromkeys(files, ()) if elsewhere else masks_beside(files)
     if not found:
         raise DatasetError(f"--defects {folder} has no pictures (found: {contents(folder)}); expected defective ones.")
     known = {digest(path) for path in found}
     learn = [
-        Sample(path=path, category=category, split="train", is_anomalous=True, defect=folder.name) for path in found
+        Sample(
+            path=path,
+            category=category,
+            split="train",
+            is_anomalous=True,
+            defect=folder.name,
+            masks=own or elsewhere.get(path.stem, ()),
+        )
+        for path, own in found.items()
     ]
     kept = [sample for sample in data.samples if not sample.is_anomalous or digest(sample.path) not in known]
     return replace(data, samples=(*kept, *learn))
@@ -57,6 +70,15 @@ def with_verdicts(data: Dataset, folder: Path, verdicts: Mapping[str, bool]) -> 
         )
     kept = [sample for sample in data.samples if digest(sample.path) not in said.keys() & found.keys()]
     return replace(data, samples=(*kept, *learn))
+
+
+def _mask_folders(folder: Path) -> list[Path]:
+    """Where masks of the pictures in a folder may lie, the nearest first."""
+    place = folder.absolute()
+    inside = [place / name for name in sorted(MASK_FOLDERS)]
+    beside = [place.parent / name / place.name for name in sorted(MASK_FOLDERS)]
+    of_test = [place.parent.parent / name / place.name for name in sorted(MASK_FOLDERS)]
+    return inside + beside + of_test
 
 
 def _one_category(data: Dataset, folder: Path) -> str:

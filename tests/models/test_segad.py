@@ -301,8 +301,11 @@ def test_copies_of_defects_leave_the_test(root, tmp_path):
 
 
 def test_a_picture_whose_map_is_not_a_number_is_never_good(fitted, monkeypatch):
-    broken = [np.full((1, 64, 64), np.nan, np.float32)]
-    monkeypatch.setattr(type(fitted), "_look_up", lambda self, image, parts, bases: [Prediction(broken[0], np.ones(1))])
+    broken = np.full((1, 64, 64), np.nan, np.float32)
+    for base in fitted._bases().predictors:
+        monkeypatch.setattr(base, "shown", None)
+        monkeypatch.setattr(base, "predict_parts", lambda image, parts: Prediction(broken, np.ones(1)))
+    monkeypatch.setattr(fitted._bases(), "shown", None)
     assert np.isnan(infer(fitted, np.zeros((1, 3, 64, 64), np.float32)).image_score).all()
 
 

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from blemish import artifact, components, folds, images
+from blemish import artifact, components, folds
+from blemish.bases import Bases, Looked
 from blemish.components import Components
 from blemish.dataset import Dataset, hold_out
 from blemish.detector import Detector, DetectorConfig
@@ -114,7 +115,7 @@ class SegAD(Detector):
         for number in range(len(config.base)):
             self.register_buffer(f"base_{number}", torch.zeros(0, dtype=torch.uint8))
         self._weights, self._policy = backbone_weights, Policy()
-        self._opened: tuple[torch.device, list[artifact.Predictor]] | None = None
+        self._opened: tuple[torch.device, Bases] | None = None
 
     def fit(self, data: Dataset, policy: Policy | None = None) -> Self:
         """The detector itself, after learning from labelled defects and good pictures that are new to the bases.
@@ -130,7 +131,7 @@ class SegAD(Detector):
         """
         self._take_bases()
         self._policy = policy or Policy()
-        known = {picture for base in self._bases() for picture in base.header.fitted.learned_from}
+        known = {picture for base in self._bases().predictors for picture in base.header.fitted.learned_from}
         lost: list[Failure] = []
         usable = self.components.usable([*data.train, *data.validation, *data.train_defects], lost)
         paths = {sample.path for sample in usable}
@@ -146,6 +147,7 @@ class SegAD(Detector):
         """Learns the decision from good pictures, then defects."""
         self.components.learn(data.train, preprocessing, self.config.batch_size, generator(self.config.seed, 0))
         self._round()
+        self._opened = None  # whether a base has the eye's very weights is to be seen anew
         good, bad, made = self._rows(data, preprocessing)
         table = np.array(good.features + bad.features + made.features, np.float32)
         scores = np.array(good.scores + bad.scores + made.scores, np.float32)
@@ -180,13 +182,10 @@ class SegAD(Detector):
     def look(self, image: Tensor, parts: Sequence[Hashable]) -> Prediction[Tensor]:
         """The mean of the bases' maps, each scaled by its own good pictures, and the margin of the decision."""
         seen = image.cpu().numpy()
-        found = self._look_up(seen, parts, self._bases())
-        anomaly_map = self._heat(found, self._bases())
-        margin = self.decision(
-            torch.from_numpy(self._features(seen, found, anomaly_map, _files(parts))).to(image.device)
-        )
-        broken = torch.from_numpy(~np.isfinite(anomaly_map).all(axis=(1, 2))).to(image.device)
-        return Prediction(torch.from_numpy(anomaly_map).to(image.device), margin.masked_fill(broken, math.nan))
+        looked = self._bases().look(seen, parts)
+        margin = self.decision(torch.from_numpy(self._features(seen, looked, _files(parts))).to(image.device))
+        broken = torch.from_numpy(~np.isfinite(looked.heat).all(axis=(1, 2))).to(image.device)
+        return Prediction(torch.from_numpy(looked.heat).to(image.device), margin.masked_fill(broken, math.nan))
 
     def forward(self, image: Tensor) -> Prediction[Tensor]:
         """The same for images that are not views of one part."""
@@ -205,8 +204,7 @@ class SegAD(Detector):
     def explain(self, image: Tensor, parts: Sequence[Hashable]) -> list[str]:
         """The features that moved the margin of each image (B, 3, H, W) most towards its decision."""
         seen = image.cpu().numpy()
-        looked = self._look_up(seen, parts, self._bases())
-        rows = self._features(seen, looked, self._heat(looked, self._bases()), _files(parts))
+        rows = self._features(seen, self._bases().look(seen, parts), _files(parts))
         table = torch.from_numpy(rows).to(image.device)
         margins, shares = self.decision(table), self.decision.contributions(table).cpu().numpy()
         found, names = [], self.names()
@@ -264,12 +262,13 @@ class SegAD(Detector):
                 folds.refit(
                     base.header, others, self.device, self._weights, place and place / f"{number}-{name}.blemish"
                 )
-                for name, base in enumerate(self._bases())
+                for name, base in enumerate(self._bases().predictors)
             ]
             # Defects are looked at by each in turn, so that no detector is for one kind alone.
-            self._read_rows(found[0], inside, preprocessing, bases)
-            self._read_rows(found[1], bad[number::count], preprocessing, bases)
-            self._read_rows(found[2], [each for each in inside if each.path in marked], preprocessing, bases, draw)
+            fold_bases = Bases(bases, self.eye, self.config.image_size)
+            self._read_rows(found[0], inside, preprocessing, fold_bases)
+            self._read_rows(found[1], bad[number::count], preprocessing, fold_bases)
+            self._read_rows(found[2], [each for each in inside if each.path in marked], preprocessing, fold_bases, draw)
         if place is not None:
             shutil.rmtree(place, ignore_errors=True)
         return found
@@ -279,7 +278,7 @@ class SegAD(Detector):
         rows: _Rows,
         samples: Sequence[Sample],
         preprocessing: Preprocessing,
-        bases: Sequence[artifact.Predictor],
+        bases: Bases,
         disturbing: np.random.Generator | None = None,
     ) -> None:
         """Adds what is to be known of pictures; with `disturbing`, after disturbing them."""
@@ -290,39 +289,20 @@ class SegAD(Detector):
                 if disturbing is not None:
                     labels = [self.components.labels(*each) for each in zip(seen, _files(parts), strict=True)]
                     seen = np.stack([disturb(*each, disturbing) for each in zip(seen, labels, strict=True)])
-                found = self._look_up(seen, parts, bases)
-                rows.features += list(self._features(seen, found, self._heat(found, bases), _files(parts)))
-                rows.scores += list(np.stack([each.image_score for each in found], 1))
+                looked = bases.look(seen, parts)
+                rows.features += list(self._features(seen, looked, _files(parts)))
+                rows.scores += list(np.stack([each.image_score for each in looked.found], 1))
                 drawn.advance(len(batch.samples))
 
-    def _look_up(
-        self, image: Floats, parts: Sequence[Hashable], bases: Sequence[artifact.Predictor]
-    ) -> list[Prediction[Floats]]:
-        """What each base says of images (B, 3, H, W)."""
-        return [base.predict_parts(image, parts) for base in bases]
-
-    def _heat(self, found: Sequence[Prediction[Floats]], bases: Sequence[artifact.Predictor]) -> Floats:
-        """The mean (B, H, W) of the bases' maps, each scaled by its own good pictures."""
-        scaled = []
-        for each, base in zip(found, bases, strict=True):
-            low, high = base.decider().heat_span
-            scaled.append(
-                [images.resize((one - low) / (high - low), self.config.image_size) for one in each.anomaly_map]
-            )
-        return np.asarray(np.mean(scaled, axis=0), np.float32)
-
-    def _features(
-        self, image: Floats, found: Sequence[Prediction[Floats]], heat: Floats, files: Sequence[Path | None]
-    ) -> Floats:
-        """What is to be known (B, D) of images (B, 3, H, W), seen like this by each base, read from these files."""
+    def _features(self, image: Floats, looked: Looked, files: Sequence[Path | None]) -> Floats:
+        """What is to be known (B, D) of images (B, 3, H, W), seen like this by the bases, read from these files."""
         labels = [self.components.labels(each, file) for each, file in zip(image, files, strict=True)]
         count = self.components.count
-        if self.eye is None:
-            maps = zip(*(each.anomaly_map for each in found), strict=True)
+        if looked.patches is None:
+            maps = zip(*(each.anomaly_map for each in looked.found), strict=True)
             return np.stack([features(own, each, count) for own, each in zip(maps, labels, strict=True)])
-        with torch.inference_mode():
-            patches = self.eye(torch.from_numpy(image).to(self.device)).cpu().numpy()
-        return peaks.rows(peaks.levels_of(found, labels, count), patches, heat, labels, count)
+        levels = peaks.levels_of(looked.found, labels, count)
+        return peaks.rows(levels, looked.patches, looked.heat, labels, count)
 
     def _layout(self, eye: Eye) -> Layout:
         channels, size = eye.backbone.channels, self.config.image_size
@@ -336,18 +316,19 @@ class SegAD(Detector):
             artifact.read_header(name)  # what is wrong with it is said with its path
             self.register_buffer(f"base_{number}", torch.from_numpy(np.fromfile(name, np.uint8)))
         self._opened = None
-        rules = {base.preprocessing.intensity for base in self._bases()}
+        rules = {base.preprocessing.intensity for base in self._bases().predictors}
         if len(rules) > 1 or (self.config.intensity is not None and self.config.intensity not in rules):
             raise ConfigError("the bases and --intensity differ in their range of values; expected the same for all.")
         self.config = replace(self.config, intensity=rules.pop())
-        for name, base in zip(self.config.base, self._bases(), strict=True):
+        for name, base in zip(self.config.base, self._bases().predictors, strict=True):
             height, width = base.preprocessing.image_size
             if height > self.config.image_size[0] or width > self.config.image_size[1]:
                 raise ConfigError(f"{name} looks at {height}x{width} pixels: give --image-size {height}x{width}.")
 
-    def _bases(self) -> list[artifact.Predictor]:
+    def _bases(self) -> Bases:
         if self._opened is None or self._opened[0] != self.device:
-            self._opened = self.device, [self._open(number) for number in range(len(self.config.base))]
+            opened = [self._open(number) for number in range(len(self.config.base))]
+            self._opened = self.device, Bases(opened, self.eye, self.config.image_size)
         return self._opened[1]
 
     def _open(self, number: int) -> artifact.Predictor:

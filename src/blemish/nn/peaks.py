@@ -11,7 +11,7 @@ Source: the matched filter is exemplar LDA (Hariharan et al., ECCV 2012; Malisie
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -101,7 +101,10 @@ class Eye(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Patch features (B, D, h, w) of images (B, 3, H, W) in [0, 1]."""
-        maps = dict(zip(self.backbone.strides, self.backbone(image), strict=True))
+        return self.patches(dict(zip(self.backbone.strides, self.backbone(image), strict=True)))
+
+    def patches(self, maps: Mapping[int, Tensor]) -> Tensor:
+        """The same (B, D, h, w) of the backbone's feature maps (B, C, h, w) by stride."""
         return patch_features(maps, STRIDES, SPACING, 3)
 
 
