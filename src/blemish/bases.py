@@ -59,11 +59,16 @@ class Bases:
             device = next(self.eye.parameters()).device
             with torch.inference_mode():
                 patches = self.eye(torch.from_numpy(seen).to(device)).cpu().numpy()
-        scaled = []
-        for each, base in zip(found, self.predictors, strict=True):
-            low, high = base.decider().heat_span
-            scaled.append([images.resize((one - low) / (high - low), self.size) for one in each.anomaly_map])
-        return Looked(found, np.asarray(np.mean(scaled, axis=0), np.float32), patches)
+        return Looked(found, heat_of(found, self.predictors, self.size), patches)
+
+
+def heat_of(found: Sequence[Prediction[Floats]], bases: Sequence[Predictor], size: tuple[int, int]) -> Floats:
+    """The mean (B, H, W) of the maps of bases, each scaled by its own good pictures."""
+    scaled = []
+    for each, base in zip(found, bases, strict=True):
+        low, high = base.decider().heat_span
+        scaled.append([images.resize((one - low) / (high - low), size) for one in each.anomaly_map])
+    return np.asarray(np.mean(scaled, axis=0), np.float32)
 
 
 def shows(base: Predictor, eye: Eye, size: tuple[int, int]) -> bool:

@@ -1,14 +1,19 @@
 """Labelled defects: pictures that a dataset gets to learn from, from a folder or from what people said of them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from blemish import images
 from blemish.dataset import MASK_FOLDERS, Dataset, contents, masks_beside, masks_in
-from blemish.errors import DatasetError
-from blemish.reading import digest, short
-from blemish.types import Sample
+from blemish.errors import DatasetError, ImageError
+from blemish.reading import digest, read_mask, short
+from blemish.types import Failure, Sample
+
+NOWHERE: images.Bools = np.zeros((1, 1), bool)
+"""The mask of a good picture, and of one whose defect is not marked."""
 
 
 def with_defects(data: Dataset, folder: Path) -> Dataset:
@@ -70,6 +75,27 @@ def with_verdicts(data: Dataset, folder: Path, verdicts: Mapping[str, bool]) -> 
         )
     kept = [sample for sample in data.samples if digest(sample.path) not in said.keys() & found.keys()]
     return replace(data, samples=(*kept, *learn))
+
+
+def with_readable_masks(defects: Iterable[Sample], lost: list[Failure]) -> Iterator[Sample]:
+    """The labelled defects; `lost` grows by those with a mask that can't be read."""
+    for sample in defects:
+        try:
+            mask_of(sample)
+        except ImageError as error:
+            lost.append(Failure(sample.path, str(error)))
+        else:
+            yield sample
+
+
+def mask_of(sample: Sample) -> images.Bools:
+    """Where a picture is labelled defective, in the size of its file; `NOWHERE` if that is not known.
+
+    Raises:
+        ImageError: a mask can't be read or has another size than its picture.
+    """
+    mask = read_mask(sample, images.read_size(sample.path)) if sample.masks and sample.is_anomalous else None
+    return NOWHERE if mask is None else mask
 
 
 def _mask_folders(folder: Path) -> list[Path]:

@@ -112,6 +112,8 @@ class Detector(nn.Module, ABC):
         """What `learn` sets if it knows what decides; it goes into the artifact."""
         self.gain: LabelGain | None = None
         """What `learn` sets if it learns from labelled defects; it goes into the artifact."""
+        self.remarks: list[str] = []
+        """What `learn` sets if there is more to say, a sentence each; it goes into the artifact."""
 
     @abstractmethod
     def learn(self, data: Dataset, preprocessing: Preprocessing) -> None:
@@ -226,6 +228,7 @@ class Detector(nn.Module, ABC):
             choices=self.choices,
             importance=self.importance,
             gain=self.gain,
+            remarks=tuple(self.remarks),
         )
 
     def _listen(self) -> None:

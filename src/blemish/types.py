@@ -331,6 +331,8 @@ class Fitted:
     """What decides → its share in the decisions, largest first, if the model can say."""
     gain: LabelGain | None = None
     """What labelled defects brought, if the model learned from any."""
+    remarks: tuple[str, ...] = ()
+    """What else is to be said of how it learned, a sentence each."""
 
     def __post_init__(self) -> None:
         if not self.calibrations:
