@@ -28,9 +28,9 @@ def logistic(defective: Tensor, good: Tensor, decay: float) -> Tensor:
     def loss() -> Tensor:
         solver.zero_grad()
         value = (share * F.softplus(sign * (rows @ direction + offset))).sum() + decay * direction.square().sum()
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         return value
 
     with torch.enable_grad():
-        solver.step(loss)  # type: ignore[arg-type]
+        solver.step(loss)
     return direction.detach()
