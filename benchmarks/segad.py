@@ -62,8 +62,8 @@ class Known:
     """{(components, numbers of bases): rows for the decision by peaks}."""
     seconds: dict[str, list[float]] = field(default_factory=dict)
     """{what: of each picture}."""
-    depth: int = 0
-    """Figures of a patch."""
+    channels: tuple[int, ...] = ()
+    """Of the backbone, by stride."""
     size: tuple[int, int] = (0, 0)
     """Of the images."""
     components: dict[str, int] = field(default_factory=dict)
@@ -71,7 +71,7 @@ class Known:
 
     def layout(self, kind: str, bases: int) -> Layout:
         """That of the rows for the decision by peaks."""
-        return layout(self.depth, bases, self.components[kind], self.size)
+        return layout(self.channels, bases, self.components[kind], self.size)
 
 
 @dataclass
@@ -152,7 +152,7 @@ def look_at_all(bases: Sequence[Predictor], data: Dataset, options: argparse.Nam
         own.learn(good, seen_by(bases), BATCH, torch.Generator().manual_seed(0))
     eye = Eye(DetectorConfig().backbone, "default").eval().to(options.device) if "peaks" in options.decisions else None
     means = Means(pieces, eye)
-    found = Known(depth=eye.depth if eye else 0, size=seen_by(bases).image_size)
+    found = Known(channels=tuple(eye.backbone.channels) if eye else (), size=seen_by(bases).image_size)
     found.components = {kind: own.count for kind, own in pieces.items()}
     tested = [sample for sample in data.test if sample.is_anomalous is False]
     look(found, bases, {"new": fresh, "good": tested, "bad": bad}, means)

@@ -307,8 +307,12 @@ class LabelGain:
 
     @property
     def is_recommended(self) -> bool:
-        """Whether labels help for certain enough: in 9 of 10 resamples, and no defect more is missed."""
-        return self.better >= 0.9 and self.supervised.miss_rate <= self.without.miss_rate
+        """Whether labels help for certain enough: in 3 of 4 resamples, and no defect more is missed.
+
+        Labels help more often than not (3 to 1, say, before anything is known), and few of them show little: what
+        3 of 4 resamples say makes that 9 to 1.
+        """
+        return self.better >= 0.75 and self.supervised.miss_rate <= self.without.miss_rate
 
 
 @dataclass(frozen=True)

@@ -187,7 +187,7 @@ def test_probability_grows_with_the_margin(fitted, data):
     good, bad = (float(np.median(predictor.predict(paths).image_score)) for paths in kinds)
     low, high = fitted.probability(torch.tensor([good, bad])).tolist()
     assert 0 < low < 0.5 < high < 1
-    assert len(fitted.names()) == len(fitted.decision.gain) == {"peaks": 3, "forest": 5}[fitted.config.decision]
+    assert len(fitted.names()) == len(fitted.decision.gain) == {"peaks": 5, "forest": 5}[fitted.config.decision]
 
 
 def test_aligned_and_found_components(root, data, tmp_path):

@@ -348,7 +348,7 @@ class SegAD(Detector):
         ]
 
     def _layout(self, eye: Eye) -> Layout:
-        return peaks.layout(eye.depth, len(self.config.base), self.components.count, self.config.image_size)
+        return peaks.layout(eye.backbone.channels, len(self.config.base), self.components.count, self.config.image_size)
 
     def _take_bases(self) -> None:
         """Reads the artifacts that the configuration names, as bytes."""

@@ -2,19 +2,20 @@
 
 A map says how far a place is from what is normal, not in which direction. Ten pictures are too few to learn a
 ranking from (a forest on statistics of the map ranks worse than the map's own maximum), but each of them shows
-directions that matter. So the detector's own score stays, and two votes are added, of what the places where the map is
+directions that matter. So the detector's own score stays, and votes are added, of what the places where the map is
 highest look like:
 
-- likeness: each labelled picture is one matched filter against the patches of good pictures;
-- the probe: one direction that tells patches of all labelled pictures from good ones.
+- likeness, for each stride of the backbone: each labelled picture is one matched filter against good patches;
+- the probe, where labelled pictures have masks: the direction that tells patches in a mask from all others.
 
-A mask says which patches of a labelled picture show the defect, and that those beside it are good; without one they are
-the highest of the map. What votes count at most is fixed beforehand: labels choose directions, and a vote that does not
-tell labelled pictures that it has not learned from does not count.
+A mask also says which patches the filters are made of; without one they are the highest of the map. What votes count
+at most is fixed beforehand: labels choose directions, and a vote that does not tell labelled pictures that it has not
+learned from does not count.
 
 Source: the matched filter is exemplar LDA (Hariharan et al., ECCV 2012; Malisiewicz et al., ICCV 2011).
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Self
@@ -47,15 +48,15 @@ NEAREST = 3
 COVERED = 0.3
 """Share of a patch that a mask covers if the patch shows the defect; less where it covers none so far."""
 VOTE = 0.5
-"""What likeness and probe count at most, each, where the detectors' own scores count 1 together."""
+"""What likeness in each stride counts at most, where the detectors' own scores count 1 together."""
+PROBE = 1.0
+"""What the probe counts at most, where all labelled pictures have masks."""
 RIDGE = 1.0
 """Added to the covariance of good patches, in units of their mean variance."""
 DECAY = 1e-3
 """What the squared length of the probe costs."""
 GOOD_PATCHES = 6000
 """Of good pictures that the probe learns from, at most: more take longer and teach it no more."""
-LEARNED = 2
-"""Votes that labels teach: likeness and probe."""
 FOLDS = 3
 """Parts that pictures are cut into, to learn what votes are worth on pictures not learned from."""
 
@@ -70,8 +71,24 @@ class Layout:
     """Components of a picture."""
     patches: int
     """Patches that are looked at, as many again are spread evenly."""
-    depth: int
-    """Figures of a patch."""
+    channels: tuple[int, ...]
+    """Of the backbone, by stride; a patch has three figures of each."""
+
+    @property
+    def depth(self) -> int:
+        """Figures of a patch."""
+        return 3 * sum(self.channels)
+
+    @property
+    def votes(self) -> int:
+        """Of the bases, of each stride, and of the probe."""
+        return self.bases + len(self.channels) + 1
+
+    @property
+    def means(self) -> list[slice]:
+        """Where the means of each stride are in a patch."""
+        ends = np.cumsum([0, *self.channels]).tolist()
+        return [slice(begin, end) for begin, end in itertools.pairwise(ends)]
 
     @property
     def width(self) -> int:
@@ -115,10 +132,10 @@ class Cut(NamedTuple):
     """(B, K) share of each peak that the mask covers; -1 where there was none."""
 
 
-def layout(depth: int, bases: int, components: int, size: tuple[int, int]) -> Layout:
-    """That of the rows of pictures of a size (height, width), of patches with so many figures."""
+def layout(channels: Sequence[int], bases: int, components: int, size: tuple[int, int]) -> Layout:
+    """That of the rows of pictures of a size (height, width), seen by a backbone with these channels by stride."""
     grid = -(-size[0] // SPACING) * -(-size[1] // SPACING)
-    return Layout(bases, components, min(SEEN, grid), depth)
+    return Layout(bases, components, min(SEEN, grid), tuple(channels))
 
 
 class Eye(nn.Module):
@@ -155,11 +172,6 @@ class Eye(nn.Module):
             coarse = F.interpolate(coarse, size=means.shape[2:], mode="bilinear", align_corners=False)
             extremes += [fine, middle, coarse]
         return torch.cat([means, *extremes], 1)
-
-    @property
-    def depth(self) -> int:
-        """Figures of a patch."""
-        return 3 * sum(self.backbone.channels)
 
 
 def rows(levels: Floats, patches: Floats, heat: Floats, labels: Sequence[Labels], masks: Sequence[Bools]) -> Floats:
@@ -228,17 +240,17 @@ class Peaks(nn.Module):
     def __init__(self, layout: Layout) -> None:
         super().__init__()
         self.layout = layout
-        depth, votes = layout.depth, layout.bases + LEARNED
+        means, strides = sum(layout.channels), len(layout.channels)
         self.level_span: Tensor
         """(2, bases, components) mean and deviation of good levels."""
         self.patch_span: Tensor
         """(2, D) mean and deviation of patches of good pictures."""
         self.filters: Tensor
-        """(J, D) what patches like those of each labelled picture correlate with."""
+        """(J, means) what patches like those of each labelled picture correlate with, each stride by itself."""
         self.filter_span: Tensor
-        """(2, J) mean and deviation of what the filters give on good pictures."""
+        """(2, strides, J) mean and deviation of what the filters give on good pictures."""
         self.probe: Tensor
-        """(D,) what tells patches of labelled defects from good ones."""
+        """(D,) what tells patches in masks of labelled defects from good ones."""
         self.vote_span: Tensor
         """(2, votes) mean and deviation of each vote on good pictures that were not learned from."""
         self.weight: Tensor
@@ -246,13 +258,13 @@ class Peaks(nn.Module):
         self.gain: Tensor
         """(votes,) share of each vote in what sets labelled pictures apart from good ones; 1 in all, or 0."""
         self.register_buffer("level_span", torch.zeros(2, layout.bases, layout.components))
-        self.register_buffer("patch_span", torch.zeros(2, depth))
-        self.register_buffer("filters", torch.zeros(0, depth))
-        self.register_buffer("filter_span", torch.zeros(2, 0))
-        self.register_buffer("probe", torch.zeros(depth))
-        self.register_buffer("vote_span", torch.zeros(2, votes))
-        self.register_buffer("weight", torch.zeros(votes))
-        self.register_buffer("gain", torch.zeros(votes))
+        self.register_buffer("patch_span", torch.zeros(2, layout.depth))
+        self.register_buffer("filters", torch.zeros(0, means))
+        self.register_buffer("filter_span", torch.zeros(2, strides, 0))
+        self.register_buffer("probe", torch.zeros(layout.depth))
+        self.register_buffer("vote_span", torch.zeros(2, layout.votes))
+        self.register_buffer("weight", torch.zeros(layout.votes))
+        self.register_buffer("gain", torch.zeros(layout.votes))
 
     @classmethod
     def learned(cls, table: Floats, is_defective: Bools, layout: Layout, seed: int) -> Self:
@@ -267,7 +279,7 @@ class Peaks(nn.Module):
         rows = torch.from_numpy(np.asarray(table, np.float32))
         bad, good = rows[torch.from_numpy(is_defective)], rows[torch.from_numpy(~is_defective)]
         draw = np.random.default_rng(seed)
-        new_good, new_bad = (torch.zeros(len(each), layout.bases + LEARNED) for each in (good, bad))
+        new_good, new_bad = (torch.zeros(len(each), layout.votes) for each in (good, bad))
         fold_good, fold_bad = (
             torch.from_numpy(draw.permutation(len(each)) % min(FOLDS, len(good))) for each in (good, bad)
         )
@@ -281,8 +293,10 @@ class Peaks(nn.Module):
         apart = ((new_bad - found.vote_span[0]) / found.vote_span[1]).mean(0)
         # What does not tell labelled pictures that it has not learned from is noise.
         # One alone has nothing to be compared with: the detectors' own scores decide.
+        most = torch.full((layout.votes,), VOTE)
+        most[-1] = PROBE * (layout.cut(bad).covered[:, 0] >= 0).float().mean()
+        found.weight = most * apart.clamp(0, 1) * (len(bad) > 1)
         found.weight[: layout.bases] = 1 / layout.bases
-        found.weight[layout.bases :] = VOTE * apart[layout.bases :].clamp(0, 1) * (len(bad) > 1)
         parts = (found.weight * apart).clamp(min=0)
         found.gain = parts / parts.sum().clamp(min=1e-9)
         return found
@@ -294,13 +308,13 @@ class Peaks(nn.Module):
             ValueError: what was learned is of other rows.
         """
         self.layout = layout
-        labelled, depth, votes = len(self.filters), layout.depth, layout.bases + LEARNED
+        labelled, strides, votes = len(self.filters), len(layout.channels), layout.votes
         shapes = {
             "level_span": (2, layout.bases, layout.components),
-            "patch_span": (2, depth),
-            "filters": (labelled, depth),
-            "filter_span": (2, labelled),
-            "probe": (depth,),
+            "patch_span": (2, layout.depth),
+            "filters": (labelled, sum(layout.channels)),
+            "filter_span": (2, strides, labelled),
+            "probe": (layout.depth,),
             "vote_span": (2, votes),
             "weight": (votes,),
             "gain": (votes,),
@@ -326,34 +340,39 @@ class Peaks(nn.Module):
         patches = self._scaled(patches)
         shown = self._shown(bad)
         means = torch.stack([each.mean(0) for each in shown]).double()
-        covariance = (patches.T @ patches / len(patches)).double()
-        ridge = RIDGE * covariance.diagonal().mean() * torch.eye(len(covariance), dtype=torch.float64)
-        found = torch.linalg.solve(covariance + ridge, means.T).T
-        self.filters = (found / (found * means).sum(1, keepdim=True).clamp(min=1e-9).sqrt()).float()
+        filters = []
+        for own in self.layout.means:
+            covariance = (patches[:, own].T @ patches[:, own] / len(patches)).double()
+            ridge = RIDGE * covariance.diagonal().mean() * torch.eye(len(covariance), dtype=torch.float64)
+            found = torch.linalg.solve(covariance + ridge, means[:, own].T).T
+            filters.append(found / (found * means[:, own]).sum(1, keepdim=True).clamp(min=1e-9).sqrt())
+        self.filters = torch.cat(filters, 1).float()
         peaks = self._scaled(cut.peaks)
         alike = self._alike(peaks)
         self.filter_span = torch.stack([alike.mean(0), _deviation(alike, 0)])
-        of_defects = torch.cat([each[torch.arange(self.layout.patches) % len(each)] for each in shown])
-        # What a mask leaves out is as good, and taken on the same day as the defects.
-        beside = self._scaled(self.layout.cut(bad).peaks[self.layout.cut(bad).covered == 0])
-        all_good = torch.cat([patches, peaks.flatten(0, 1)])
-        drawn = torch.randperm(len(all_good), generator=torch.Generator().manual_seed(0))[:GOOD_PATCHES]
-        self.probe = logistic(of_defects, torch.cat([all_good[drawn], beside]), DECAY)
+        marks = self.layout.cut(bad)
+        marked = marks.others[marks.covered[:, 0] >= 0].flatten(0, 1)
+        if len(marked):
+            good_patches = torch.cat([patches, peaks.flatten(0, 1)])
+            drawn = torch.randperm(len(good_patches), generator=torch.Generator().manual_seed(0))[:GOOD_PATCHES]
+            # What a mask leaves out is as good, and taken on the same day as the defects.
+            beside = self._scaled(marks.peaks[marks.covered == 0])
+            self.probe = logistic(self._scaled(marked), torch.cat([good_patches[drawn], beside]), DECAY)
         return self
 
     def votes(self, rows: Tensor) -> Tensor:
-        """Votes (B, bases + 2) of rows."""
+        """Votes (B, bases + strides + 1) of rows."""
         cut = self.layout.cut(rows)
         own = self._levels(cut.levels).nan_to_num(-torch.inf).amax(2).clamp(min=-10)
         peaks = self._scaled(cut.peaks)
         alike = (self._alike(peaks) - self.filter_span[0]) / self.filter_span[1]
-        nearest = alike.topk(min(NEAREST, alike.shape[1]), dim=1).values.mean(1)
-        probed = _highest_mean(peaks @ self.probe)
-        return torch.cat([own, nearest[:, None], probed[:, None]], 1)
+        nearest = alike.topk(min(NEAREST, alike.shape[2]), dim=2).values.mean(2)
+        return torch.cat([own, nearest, _highest_mean(peaks @ self.probe)[:, None]], 1)
 
     def _alike(self, peaks: Tensor) -> Tensor:
-        """How much peaks (B, K, D) are like those of each labelled picture, (B, J)."""
-        return _highest_mean(peaks @ self.filters.T)
+        """How much peaks (B, K, D) are like those of each labelled picture, (B, strides, J)."""
+        answers = [peaks[..., own] @ self.filters[:, own].T for own in self.layout.means]
+        return torch.stack([_highest_mean(each) for each in answers], 1)
 
     def _shown(self, bad: Tensor) -> list[Tensor]:
         """Patches (n, D) that show the defect of each labelled picture: those in its mask, else the highest peaks.
@@ -382,7 +401,8 @@ class Peaks(nn.Module):
 def names(bases: Sequence[str], components: int) -> list[str]:
     """What each vote is, in words, in their order."""
     own = "score of" if components == 1 else "most abnormal component of"
-    return [f"{own} {base}" for base in bases] + ["likeness to labelled defects", "what labelled defects share"]
+    likeness = [f"likeness to labelled defects, stride {each}" for each in STRIDES]
+    return [f"{own} {base}" for base in bases] + likeness + ["what marked defects share"]
 
 
 def _level_span(levels: Tensor) -> Tensor:
