@@ -1,7 +1,7 @@
 """What ten labelled defects bring: image AUROC and FPR at 95 % TPR of bases alone, and with SegAD's two decisions.
 
     python benchmarks/segad.py DATA --bases DIR [--categories a,b] [--components none,foreground,cluster:4]
-        [--decisions peaks,forest] [--recommend] [--labelled 10] [--seeds 333,576,...]
+        [--decisions peaks,forest] [--masks] [--recommend] [--labelled 10] [--seeds 333,576,...]
         [--trees 200] [--out-of-fold 3] [--json FILE]
 
 DIR/CATEGORY/*.blemish are the bases of a category. The protocol is the paper's (arXiv 2405.04953, for
@@ -24,10 +24,12 @@ import numpy as np
 import torch
 
 import blemish
-from blemish import folds, images
+from blemish import folds
 from blemish.artifact import Predictor
+from blemish.bases import Bases, Looked, heat_of
 from blemish.components import Components
 from blemish.dataset import Dataset
+from blemish.defects import mask_of
 from blemish.detector import DetectorConfig
 from blemish.images import Bools, Floats
 from blemish.label_gain import held_out, label_gain, quality
@@ -38,15 +40,15 @@ from blemish.nn.map_features import STATISTICS, Labels, features
 from blemish.nn.peaks import Eye, Layout, Peaks, layout
 from blemish.parts import part_of
 from blemish.reading import digest, read_parts
-from blemish.types import Failure, Prediction, Preprocessing, Sample
+from blemish.types import Failure, Preprocessing, Sample
 
 BATCH = 4
-Bases = tuple[int, ...]
-"""Numbers of those that decide together."""
+Some = tuple[int, ...]
+"""Numbers of the bases that decide together."""
 
 
 @dataclass
-class Looked:
+class Known:
     """What is known of the pictures of a category, good ones to learn from first."""
 
     kinds: list[str] = field(default_factory=list)
@@ -56,18 +58,20 @@ class Looked:
     """Of each base."""
     rows: dict[str, list[Floats]] = field(default_factory=dict)
     """{components: statistics of the maps, for the forest}."""
-    peaks: dict[tuple[str, Bases], list[Floats]] = field(default_factory=dict)
+    peaks: dict[tuple[str, Some], list[Floats]] = field(default_factory=dict)
     """{(components, numbers of bases): rows for the decision by peaks}."""
     seconds: dict[str, list[float]] = field(default_factory=dict)
     """{what: of each picture}."""
     channels: tuple[int, ...] = ()
-    """Of the patches, by stride."""
+    """Of the backbone, by stride."""
     size: tuple[int, int] = (0, 0)
     """Of the images."""
+    components: dict[str, int] = field(default_factory=dict)
+    """{components: how many there are}."""
 
-    def layout(self, bases: int, components: int) -> Layout:
+    def layout(self, kind: str, bases: int) -> Layout:
         """That of the rows for the decision by peaks."""
-        return layout(self.channels, bases, components, self.size)
+        return layout(self.channels, bases, self.components[kind], self.size)
 
 
 @dataclass
@@ -79,18 +83,20 @@ class Means:
     """None where no decision is by peaks."""
 
 
-def together(count: int) -> list[Bases]:
+def together(count: int) -> list[Some]:
     """Each base alone, and all."""
     return [(number,) for number in range(count)] + ([tuple(range(count))] if count > 1 else [])
 
 
-def look(found: Looked, bases: Sequence[Predictor], samples: dict[str, list[Sample]], means: Means) -> None:
+def look(found: Known, bases: Sequence[Predictor], samples: dict[str, list[Sample]], means: Means) -> None:
     """Adds what there is to know of some pictures."""
     failures: list[Failure] = []
     order = [(name, sample) for name, own in samples.items() for sample in own]
     name_of = {sample.path: name for name, sample in order}
+    together_bases = Bases(bases, means.eye, seen_by(bases).image_size)
     for batch in read_parts([sample for _, sample in order], seen_by(bases), BATCH, failures):
-        predicted = [base.predict_parts(batch.images, [part_of(one) for one in batch.samples]) for base in bases]
+        looked = together_bases.look(batch.images, [part_of(one) for one in batch.samples])
+        predicted = looked.found
         labels: dict[str, list[Labels]] = {kind: [] for kind in means.pieces}
         for place, (sample, image) in enumerate(zip(batch.samples, batch.images, strict=True)):
             found.kinds.append(name_of[sample.path])
@@ -104,39 +110,28 @@ def look(found: Looked, bases: Sequence[Predictor], samples: dict[str, list[Samp
                 found.rows.setdefault(kind, []).append(features(maps, labels[kind][-1], own.count))
                 found.seconds.setdefault(f"find {kind}", []).append(middle - start)
                 found.seconds.setdefault(f"features {kind}", []).append((time.perf_counter() - middle) / len(maps))
-        if means.eye is not None:
-            look_at_peaks(found, bases, batch.images, predicted, labels, means)
+        if looked.patches is not None:
+            look_at_peaks(found, bases, looked, labels, [mask_of(sample) for sample in batch.samples])
     for failure in failures:
         print(f"not used: {failure.reason}", flush=True)
 
 
 def look_at_peaks(
-    found: Looked,
-    bases: Sequence[Predictor],
-    seen: Floats,
-    predicted: list[Prediction[Floats]],
-    labels: dict[str, list[Labels]],
-    means: Means,
+    found: Known, bases: Sequence[Predictor], looked: Looked, labels: dict[str, list[Labels]], masks: list[Bools]
 ) -> None:
-    """Adds the rows for the decision by peaks of a batch of images (B, 3, H, W)."""
-    start = time.perf_counter()
-    device = next(means.eye.parameters()).device
-    with torch.inference_mode():
-        patches = means.eye(torch.from_numpy(seen).to(device)).cpu().numpy()
-    found.seconds.setdefault("patch features", []).extend([(time.perf_counter() - start) / len(seen)] * len(seen))
-    scaled = []
-    for each, base in zip(predicted, bases, strict=True):
-        low, high = base.decider().heat_span
-        scaled.append([images.resize((one - low) / (high - low), seen.shape[2:]) for one in each.anomaly_map])
-    for kind, own in means.pieces.items():
+    """Adds the rows for the decision by peaks of a batch, also as what is learned from where there are masks."""
+    size = looked.heat.shape[1:]
+    for kind, own in labels.items():
+        count = found.components[kind]
         for some in together(len(bases)):
             start = time.perf_counter()
-            heat = np.mean([scaled[number] for number in some], 0, dtype=np.float32)
-            levels = peaks.levels_of([predicted[number] for number in some], labels[kind], own.count)
-            rows = peaks.rows(levels, patches, heat, labels[kind], own.count)
+            predicted = [looked.found[number] for number in some]
+            heat = heat_of(predicted, [bases[number] for number in some], size)
+            levels = peaks.levels_of(predicted, own, count)
+            rows = peaks.rows(levels, looked.patches, heat, own, masks)
             found.peaks.setdefault((kind, some), []).extend(rows)
-            spent = (time.perf_counter() - start) / len(seen)
-            found.seconds.setdefault(f"peaks {kind}, {len(some)} bases", []).extend([spent] * len(seen))
+            spent = (time.perf_counter() - start) / len(rows)
+            found.seconds.setdefault(f"peaks {kind}, {len(some)} bases", []).extend([spent] * len(rows))
 
 
 def seen_by(bases: Sequence[Predictor]) -> Preprocessing:
@@ -146,10 +141,8 @@ def seen_by(bases: Sequence[Predictor]) -> Preprocessing:
     return Preprocessing(size, bases[0].preprocessing.intensity)
 
 
-def look_at_all(
-    bases: Sequence[Predictor], data: Dataset, options: argparse.Namespace
-) -> tuple[Looked, dict[str, int]]:
-    """All pictures of a category, and {components: how many there are}."""
+def look_at_all(bases: Sequence[Predictor], data: Dataset, options: argparse.Namespace) -> Known:
+    """All pictures of a category."""
     known = {picture for base in bases for picture in base.header.fitted.learned_from}
     good = data.train + data.validation
     fresh = [sample for sample in good if digest(sample.path) not in known]
@@ -159,7 +152,8 @@ def look_at_all(
         own.learn(good, seen_by(bases), BATCH, torch.Generator().manual_seed(0))
     eye = Eye(DetectorConfig().backbone, "default").eval().to(options.device) if "peaks" in options.decisions else None
     means = Means(pieces, eye)
-    found = Looked(channels=tuple(eye.backbone.channels) if eye else (), size=seen_by(bases).image_size)
+    found = Known(channels=tuple(eye.backbone.channels) if eye else (), size=seen_by(bases).image_size)
+    found.components = {kind: own.count for kind, own in pieces.items()}
     tested = [sample for sample in data.test if sample.is_anomalous is False]
     look(found, bases, {"new": fresh, "good": tested, "bad": bad}, means)
     if options.out_of_fold:
@@ -173,7 +167,7 @@ def look_at_all(
             others = folds.without(replace(data, samples=(*as_learned, *held_out)), inside)
             fits = [folds.refit(base.header, others, device, "default", None) for base in bases]
             look(found, fits, {"new": inside, "taught": bad[number :: options.out_of_fold]}, means)
-    return found, {kind: own.count for kind, own in pieces.items()}
+    return found
 
 
 def columns(parts: int, bases: int, wanted: Sequence[int]) -> list[int]:
@@ -185,9 +179,7 @@ def columns(parts: int, bases: int, wanted: Sequence[int]) -> list[int]:
     return inside + [parts * bases * width + base for base in wanted]
 
 
-def measure(
-    looked: Looked, parts: dict[str, int], names: Sequence[str], options: argparse.Namespace
-) -> dict[str, list[tuple[float, float]]]:
+def measure(looked: Known, names: Sequence[str], options: argparse.Namespace) -> dict[str, list[tuple[float, float]]]:
     """{what: (AUROC, FPR at 95 % TPR) for each seed}."""
     kinds = np.array(looked.kinds)
     new, good, bad = (np.flatnonzero(kinds == name) for name in ("new", "good", "bad"))
@@ -212,22 +204,24 @@ def measure(
             note(f"{name} alone", scores[test, number], defective)
         for kind, some in looked.peaks:
             table = np.array(looked.peaks[kind, some], np.float32)
-            shape = looked.layout(len(some), parts[kind])
-            decision = Peaks.learned(table[learn], labels, shape, seed)
-            values = decision(torch.from_numpy(table[test])).detach().numpy()
-            what = f"{' + '.join(names[one] for one in some)} + peaks, {kind}"
-            note(what, values, defective)
-            if options.recommend:
-                own = [
-                    held_out(table[learn], labels, judge(shape, seed), (seed, number))[0] for number in range(REPEATS)
-                ]
-                alone = {names[one]: scores[learn, one] for one in some}
-                said = label_gain(alone, own, labels, 0.01)
-                advice.setdefault(what, []).append(said.is_recommended)
+            shape = looked.layout(kind, len(some))
+            what = " + ".join(names[one] for one in some)
+            for marked in (False, True) if options.masks else (False,):
+                own = table[learn] if marked else shape.unmarked(table[learn])
+                decision = Peaks.learned(own, labels, shape, seed)
+                values = decision(torch.from_numpy(table[test])).detach().numpy()
+                name = f"{what} + {'marked ' * marked}peaks, {kind}"
+                note(name, values, defective)
+                if options.recommend:
+                    margins = [
+                        held_out(own, labels, judge(shape, seed), (seed, number))[0] for number in range(REPEATS)
+                    ]
+                    said = label_gain({names[one]: scores[learn, one] for one in some}, margins, labels, 0.01)
+                    advice.setdefault(name, []).append(said.is_recommended)
         for kind, rows in looked.rows.items() if "forest" in options.decisions else ():
             table = np.array(rows, np.float32)
             for some in together(len(names)):
-                part = table[:, columns(parts[kind], len(names), some)]
+                part = table[:, columns(looked.components[kind], len(names), some)]
                 weight = len(new) / options.labelled
                 forest = Forest.grown(part[learn], labels, weight, seed, ForestConfig(trees=options.trees))
                 margins = forest(torch.from_numpy(np.ascontiguousarray(part[test]))).numpy()
@@ -255,6 +249,7 @@ def main() -> None:
     parser.add_argument("--categories", default="")
     parser.add_argument("--components", type=lambda text: text.split(","), default=["none", "foreground", "cluster:4"])
     parser.add_argument("--decisions", type=lambda text: text.split(","), default=["peaks", "forest"])
+    parser.add_argument("--masks", action="store_true", help="also learn from the masks of labelled defects")
     parser.add_argument("--recommend", action="store_true", help="also cross-validate, and say what is recommended")
     parser.add_argument("--labelled", type=int, default=10)
     parser.add_argument("--seeds", type=lambda text: [int(one) for one in text.split(",")], default=list(SEEDS))
@@ -271,11 +266,11 @@ def main() -> None:
         files = sorted((options.bases / category).glob("*.blemish"))
         bases = [blemish.load(file, device=options.device) for file in files]
         data = blemish.open_dataset("auto", options.data, category=category)
-        looked, parts = look_at_all(bases, data, options)
+        looked = look_at_all(bases, data, options)
         for what, own in looked.seconds.items():
             seconds.setdefault(what, []).extend(own)
         looking = time.perf_counter() - start
-        everything[category] = measure(looked, parts, [file.stem for file in files], options)
+        everything[category] = measure(looked, [file.stem for file in files], options)
         counts = ", ".join(f"{number} {name}" for name, number in Counter(looked.kinds).items())
         print(f"\n{category}: {counts} pictures; {looking:.0f} s to look, {time.perf_counter() - start:.0f} s in all")
         show(everything[category])

@@ -36,7 +36,10 @@ from blemish.parts import part_of
 from blemish.types import Batch, Calibration, Decider, Failure, Fitted, Policy, Prediction, Preprocessing, pool
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from blemish.detector import Detector
+    from blemish.nn.backbone import Backbone
 
 VERSION = 1
 """Raised when an older Blemish could not understand a new artifact any more."""
@@ -46,6 +49,7 @@ Run = Callable[[Floats], Prediction[Floats]]
 Look = Callable[[Floats, Sequence[Hashable]], Prediction[Floats]]
 Flow = Callable[[Iterable[Floats]], Iterator[Prediction[Floats]]]
 Explain = Callable[[Floats, Sequence[Hashable]], list[str]]
+Show = Callable[[Floats], tuple[Prediction[Floats], Mapping[int, "Tensor"]]]
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,16 @@ class Header:
 
 
 @dataclass(frozen=True)
+class Shown:
+    """What a detector sees of images on its way to a prediction, for a model on top of it."""
+
+    backbone: "Backbone"
+    """What gives the feature maps."""
+    predict: Show
+    """As `Predictor.predict_parts` of images of the artifact's size, and the feature maps by stride."""
+
+
+@dataclass(frozen=True)
 class Export:
     """How a detector is turned into something that runs without torch."""
 
@@ -117,6 +131,7 @@ class Predictor:
         look: Look | None = None,
         flow: Flow | None = None,
         explain: Explain | None = None,
+        shown: Shown | None = None,
     ) -> None:
         """Joins a header and what computes.
 
@@ -126,12 +141,14 @@ class Predictor:
             look: The same where it is said what part each shows; for models that look at views together.
             flow: The same as `run` for many batches, in order, several at a time; where that is faster.
             explain: Says what decided on images; for models that know.
+            shown: What it sees, too; for models that torch runs and that show it.
         """
         self.header = header
         self._run = run
         self._look = look
         self._flow = flow
         self._explain = explain
+        self.shown = shown
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -306,13 +323,15 @@ def header_of(detector: "Detector") -> Header:
 
 def predictor(detector: "Detector", header: Header | None = None) -> Predictor:
     """The predictor that a trained detector is, run by torch; its header is made if not given."""
-    from blemish.detector import explain, infer
+    from blemish.detector import explain, infer, show
 
+    backbone = detector.shown_backbone
     return Predictor(
         header or header_of(detector),
         lambda batch: infer(detector, batch),
         lambda batch, parts: infer(detector, batch, parts),
         explain=lambda batch, parts: explain(detector, batch, parts),
+        shown=None if backbone is None else Shown(backbone, lambda batch: show(detector, batch)),
     )
 
 

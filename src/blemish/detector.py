@@ -23,7 +23,7 @@ from blemish.dataset import Dataset, hold_out
 from blemish.errors import ConfigError, DatasetError, ImageError, bad_option, not_among
 from blemish.headers import from_plain
 from blemish.images import Floats
-from blemish.nn.backbone import DEFAULT, fingerprint
+from blemish.nn.backbone import DEFAULT, Backbone, fingerprint
 from blemish.parts import part_of
 from blemish.progress import bar
 from blemish.reading import digest, read_image, read_parts
@@ -114,6 +114,8 @@ class Detector(nn.Module, ABC):
         """What `learn` sets if it knows what decides; it goes into the artifact."""
         self.gain: LabelGain | None = None
         """What `learn` sets if it learns from labelled defects; it goes into the artifact."""
+        self.remarks: list[str] = []
+        """What `learn` sets if there is more to say, a sentence each; it goes into the artifact."""
 
     @abstractmethod
     def learn(self, data: Dataset, preprocessing: Preprocessing) -> None:
@@ -129,6 +131,18 @@ class Detector(nn.Module, ABC):
         A model that looks at each picture alone has nothing to do here.
         """
         return self(image)  # type: ignore[no-any-return]
+
+    @property
+    def shown_backbone(self) -> Backbone | None:
+        """The backbone whose feature maps `look_and_show` gives; None where it has none that others could use."""
+        return None
+
+    def look_and_show(self, image: Tensor) -> tuple[Prediction[Tensor], Mapping[int, Tensor]]:
+        """As `forward`, and the feature maps (B, C, h, w) by stride that the backbone gave of the images (B, 3, H, W).
+
+        So that a model on top need not run the same backbone again.
+        """
+        raise NotImplementedError(f"{type(self).__name__} shows no feature maps")
 
     def explain(self, image: Tensor, parts: Sequence[Hashable]) -> list[str]:  # noqa: ARG002 - for others
         """What decided on each of the images (B, 3, H, W), in a few words; empty where the model can't say."""
@@ -216,6 +230,7 @@ class Detector(nn.Module, ABC):
             choices=self.choices,
             importance=self.importance,
             gain=self.gain,
+            remarks=tuple(self.remarks),
         )
 
     def _listen(self) -> None:
@@ -378,6 +393,13 @@ def infer(detector: Detector, image: Floats, parts: Sequence[Hashable] | None = 
     with torch.inference_mode():
         anomaly_map, image_score = detector.look(to_tensor(image, detector), parts or range(len(image)))
     return Prediction(anomaly_map.float().cpu().numpy(), image_score.float().cpu().numpy())
+
+
+def show(detector: Detector, image: Floats) -> tuple[Prediction[Floats], Mapping[int, Tensor]]:
+    """As `infer`, and the feature maps by stride that the detector's backbone gave, on its device."""
+    with torch.inference_mode():
+        (anomaly_map, image_score), features = detector.look_and_show(to_tensor(image, detector))
+    return Prediction(anomaly_map.float().cpu().numpy(), image_score.float().cpu().numpy()), features
 
 
 def explain(detector: Detector, image: Floats, parts: Sequence[Hashable]) -> list[str]:

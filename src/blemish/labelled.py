@@ -23,6 +23,8 @@ class Made:
     """Whether what was written uses the labels."""
     gain: LabelGain | None
     """What they bring; None where too few could be read to say."""
+    remarks: tuple[str, ...]
+    """What else is to be said of how SegAD learned."""
     failures: list[Failure]
     """Pictures that could not be used."""
 
@@ -35,6 +37,7 @@ def fit(  # noqa: PLR0913 - each is a choice of its own
     *,
     components: str = "none",
     out_of_fold: int = 3,
+    masks: bool = True,
     keep: Keep = "auto",
     preset: str = "small",
     weights: str = "default",
@@ -52,6 +55,7 @@ def fit(  # noqa: PLR0913 - each is a choice of its own
         out: The artifact to write.
         components: As of SegAD.
         out_of_fold: The number of folds, 2 or more.
+        masks: Whether masks of labelled defects are learned from, where there are any.
         keep: Whether `out` uses the labels: where they help, always, or never.
         preset: Of SegAD.
         weights: Of the backbone.
@@ -68,7 +72,7 @@ def fit(  # noqa: PLR0913 - each is a choice of its own
     base = place / f"{model}.blemish"
     if out.suffix != base.suffix:
         raise ConfigError(f"--out is {out}; with --defects expected a name ending in .blemish: export it afterwards.")
-    changes = {"base": (str(base),), "components": components, "out_of_fold": out_of_fold}
+    changes = {"base": (str(base),), "components": components, "out_of_fold": out_of_fold, "masks": masks}
     # It looks at the pictures as the learner does.
     same = {name: getattr(learner.config, name) for name in ("image_size", "batch_size", "seed", "intensity")}
     supervised = detector.create(
@@ -77,7 +81,7 @@ def fit(  # noqa: PLR0913 - each is a choice of its own
     supervised.unfinished = unfinished
     folds.fitted(learner, folds.without(data, []), policy, base)
     supervised.fit(data, policy)
-    gain = supervised.fitted.gain if supervised.fitted is not None else None
+    gain, remarks = (supervised.fitted.gain, supervised.fitted.remarks) if supervised.fitted is not None else (None, ())
     is_better = gain is not None and gain.is_recommended
     is_supervised = is_better if keep == "auto" else keep == "with"
     if is_supervised:
@@ -87,4 +91,4 @@ def fit(  # noqa: PLR0913 - each is a choice of its own
             shutil.copyfile(base, temporary)
     shutil.rmtree(place, ignore_errors=True)
     failures = {failure.path: failure for failure in (*learner.failures, *supervised.failures)}
-    return Made(is_supervised, gain, list(failures.values()))
+    return Made(is_supervised, gain, remarks, list(failures.values()))

@@ -187,7 +187,7 @@ def test_probability_grows_with_the_margin(fitted, data):
     good, bad = (float(np.median(predictor.predict(paths).image_score)) for paths in kinds)
     low, high = fitted.probability(torch.tensor([good, bad])).tolist()
     assert 0 < low < 0.5 < high < 1
-    assert len(fitted.names()) == len(fitted.decision.gain) == {"peaks": 4, "forest": 5}[fitted.config.decision]
+    assert len(fitted.names()) == len(fitted.decision.gain) == {"peaks": 5, "forest": 5}[fitted.config.decision]
 
 
 def test_aligned_and_found_components(root, data, tmp_path):
@@ -279,8 +279,10 @@ def test_an_artifact_whose_decision_is_of_other_rows_is_refused(fitted):
 def test_an_artifact_of_an_earlier_version_is_to_be_made_anew(fitted):
     state = {name.replace("decision.", "forest."): value for name, value in fitted.state_dict().items()}
     state["forest.start"] = torch.zeros(1)
-    with pytest.raises(ArtifactError, match="earlier version of Blemish"):
-        create_like(fitted).restore(state)
+    without_probe = {name: value for name, value in fitted.state_dict().items() if name != "decision.probe"}
+    for older in [state] + [without_probe] * (fitted.eye is not None):
+        with pytest.raises(ArtifactError, match="earlier version of Blemish"):
+            create_like(fitted).restore(older)
 
 
 def create_like(fitted: blemish.Detector) -> blemish.Detector:
@@ -300,9 +302,58 @@ def test_copies_of_defects_leave_the_test(root, tmp_path):
         with_defects(data, tmp_path / "nowhere")
 
 
+def test_masks_of_defects_are_found_and_learned_from(root, data, tmp_path):
+    plain, marked = tmp_path / "cloth/test/bad", tmp_path / "cloth/ground_truth/bad"
+    plain.mkdir(parents=True)
+    marked.mkdir(parents=True)
+    for number in range(5):
+        picture, mask = textures.blob(9000 + number)
+        Image.fromarray(picture).save(plain / f"{number}.png")
+        if number:
+            Image.fromarray(mask).save(marked / f"{number}_mask.png")
+    opened = with_defects(blemish.open_dataset("auto", root), plain)
+    assert [len(sample.masks) for sample in opened.train_defects] == [0, 1, 1, 1, 1]
+    detector = create(root).fit(opened)
+    assert detector.fitted.remarks == (
+        "4 of 5 labelled defects have masks, which say what the defect itself looks like.",
+        "The backbone that sees the peaks is the one that base.blemish has run anyway.",
+    )
+    without = create(root, masks=False).fit(opened)
+    assert without.fitted.remarks[0].startswith("0 of 5 labelled defects")
+    assert not torch.equal(detector.decision.filters, without.decision.filters)
+    torch.testing.assert_close(without.decision.filters, create(root).fit(data).decision.filters)
+    Image.fromarray(np.zeros((5, 5), np.uint8)).save(marked / "2_mask.png")
+    again = create(root).fit(opened)
+    assert [failure.path.name for failure in again.failures] == ["2.png"]
+    assert "expected the same size" in again.failures[0].reason
+    assert len(again.decision.filters) == 4
+
+
+def test_masks_beside_the_pictures_are_no_pictures(root, tmp_path):
+    Image.fromarray(textures.blob(1)[0]).save(tmp_path / "a.png")
+    Image.fromarray(textures.blob(1)[1]).save(tmp_path / "a_mask.png")
+    (found,) = with_defects(blemish.open_dataset("auto", root), tmp_path).train_defects
+    assert [mask.name for mask in found.masks] == ["a_mask.png"]
+
+
+def test_a_classifier_of_the_whole_picture_beside_the_maps(root, data, tmp_path):
+    detector = create(root, decision="forest", classifier=True).fit(data)
+    assert detector.names()[-1] == "classifier of the whole picture"
+    assert len(detector.decision.gain) == 6
+    blemish.save(detector, tmp_path / "s.blemish")
+    batch = np.random.default_rng(0).random((2, 3, 64, 64)).astype(np.float32)
+    expected, found = infer(detector, batch), blemish.load(tmp_path / "s.blemish", device="cpu").predict(batch)
+    np.testing.assert_array_equal(found.image_score, expected.image_score)
+    with pytest.raises(ConfigError, match="--classifier goes with --decision forest"):
+        create(root, classifier=True)
+
+
 def test_a_picture_whose_map_is_not_a_number_is_never_good(fitted, monkeypatch):
-    broken = [np.full((1, 64, 64), np.nan, np.float32)]
-    monkeypatch.setattr(type(fitted), "_look_up", lambda self, image, parts, bases: [Prediction(broken[0], np.ones(1))])
+    broken = np.full((1, 64, 64), np.nan, np.float32)
+    for base in fitted._bases().predictors:
+        monkeypatch.setattr(base, "shown", None)
+        monkeypatch.setattr(base, "predict_parts", lambda image, parts: Prediction(broken, np.ones(1)))
+    monkeypatch.setattr(fitted._bases(), "shown", None)
     assert np.isnan(infer(fitted, np.zeros((1, 3, 64, 64), np.float32)).image_score).all()
 
 

@@ -14,6 +14,7 @@ from blemish.nn.peaks import Layout, Peaks
 from blemish.types import Prediction
 
 CHANNELS = (2, 3, 4)
+DEPTH = 27
 SIDE = 8
 SHAPE = (64, 64)
 
@@ -25,7 +26,7 @@ def layout(bases: int = 1, components: int = 1) -> Layout:
 def pictures(count: int, defective: np.ndarray, seed: int, *, direction: float, loudness: float = 1.5):
     """Maps (N, 64, 64) and patches (N, 9, 8, 8): each picture has a spot, defects a louder one of its own look."""
     draw = np.random.default_rng(seed)
-    patches = draw.normal(size=(count, sum(CHANNELS), SIDE, SIDE)).astype(np.float32)
+    patches = draw.normal(size=(count, DEPTH, SIDE, SIDE)).astype(np.float32)
     maps = draw.random((count, *SHAPE)).astype(np.float32)
     for number in range(count):
         top, left = draw.integers(0, SIDE - 1, 2)
@@ -35,10 +36,11 @@ def pictures(count: int, defective: np.ndarray, seed: int, *, direction: float, 
     return maps, patches
 
 
-def table(maps: np.ndarray, patches: np.ndarray, labels=None, components: int = 1) -> np.ndarray:
+def table(maps: np.ndarray, patches: np.ndarray, labels=None, components: int = 1, masks=None) -> np.ndarray:
     labels = [np.zeros(SHAPE, np.uint8)] * len(maps) if labels is None else labels
+    masks = [np.zeros((1, 1), bool)] * len(maps) if masks is None else masks
     levels = peaks.levels_of([Prediction(maps, maps.max((1, 2)))], labels, components)
-    return peaks.rows(levels, patches, maps, labels, components)
+    return peaks.rows(levels, patches, maps, labels, masks)
 
 
 def margins(decision: Peaks | Forest, rows: np.ndarray) -> np.ndarray:
@@ -110,7 +112,7 @@ def test_good_pictures_held_out_are_the_zero_of_the_margin(learned):
     found = margins(decision, table(maps, patches))
     assert abs(found.mean()) < 0.5
     votes = decision.contributions(torch.from_numpy(table(maps, patches))).numpy()
-    np.testing.assert_allclose(votes.std(0), [1, 0.5, 0.5, 0.5], rtol=0.35)
+    np.testing.assert_allclose(votes.std(0), [1, 0.5, 0.5, 0.5, 0], rtol=0.35)
 
 
 def test_gain_says_what_sets_labelled_defects_apart():
@@ -129,14 +131,46 @@ def test_peaks_are_the_highest_places_and_each_component_has_its_share(monkeypat
     maps = np.zeros((1, *SHAPE), np.float32)
     maps[0, :32] = 10 + np.arange(64)  # the upper half is louder everywhere
     maps[0, 40:48, 16:24] = 1
-    patches = np.zeros((1, 9, SIDE, SIDE), np.float32)
+    patches = np.zeros((1, DEPTH, SIDE, SIDE), np.float32)
     patches[0, 0] = np.arange(64).reshape(SIDE, SIDE)
     halves = (np.arange(64)[:, None] >= 32).repeat(64, 1).astype(np.uint8)
-    _, one, _, _ = layout().cut(torch.from_numpy(table(maps, patches)))
-    _, two, pieces, _ = layout(components=2).cut(torch.from_numpy(table(maps, patches, [halves], 2)))
-    assert one[0, :, 0].tolist() == [7, 15, 23, 31]
-    assert two[0, :3, 0].tolist() == [7, 15, 42]
-    assert pieces[0].tolist() == [0, 0, 1, 1]
+    one = layout().cut(torch.from_numpy(table(maps, patches)))
+    two = layout(components=2).cut(torch.from_numpy(table(maps, patches, [halves], 2)))
+    assert one.peaks[0, :, 0].tolist() == [7, 15, 23, 31]
+    assert two.peaks[0, :3, 0].tolist() == [7, 15, 42]
+    assert two.pieces[0].tolist() == [0, 0, 1, 1]
+
+
+def test_a_mask_says_which_patches_show_the_defect(monkeypatch):
+    monkeypatch.setattr(peaks, "SEEN", 4)
+    maps = np.zeros((3, *SHAPE), np.float32)
+    maps[:, :8, :32] = 1  # the first four patches
+    patches = np.tile(np.arange(64, dtype=np.float32).reshape(1, 1, SIDE, SIDE), (3, DEPTH, 1, 1))
+    masks = [np.zeros((32, 32), bool) for _ in maps]
+    masks[0][4:8, 12:20] = True  # patches 11 and 12; half of the picture's size
+    masks[0][0:1, 0:4] = True  # a quarter of patch 0
+    masks[1][0, 0] = True  # a sixteenth of patch 0 is all there is
+    cut = layout().cut(torch.from_numpy(table(maps, patches, masks=masks)))
+    assert cut.others[:, :, 0].tolist() == [[11, 11, 12, 12], [0, 0, 0, 0], [0, 21, 42, 63]]
+    np.testing.assert_allclose(cut.covered, [[0.25, 0, 0, 0], [0.0625, 0, 0, 0], [-1] * 4])
+
+
+def test_masks_help_where_the_map_misses_the_defect():
+    """Maps point anywhere; a mask shows what to look for all the same."""
+    draw = np.random.default_rng(0)
+    defective = np.arange(320) >= 160
+    patches = draw.normal(size=(320, DEPTH, SIDE, SIDE)).astype(np.float32)
+    patches[defective, 4, 5:7, 5:7] += 2.2
+    maps = draw.random((320, *SHAPE)).astype(np.float32)
+    masks = [np.zeros(SHAPE, bool) for _ in maps]
+    for mask in itertools.compress(masks, defective):
+        mask[40:56, 40:56] = True
+    learn, test = np.r_[0:80, 160:170], np.r_[80:160, 170:320]
+    rows, found = table(maps, patches, masks=masks), {}
+    for name, own in (("without", layout().unmarked(rows)), ("with", rows)):
+        decision = Peaks.learned(own[learn], defective[learn], layout(), 0)
+        found[name] = roc_auc_score(defective[test], margins(decision, rows[test]))
+    assert found["with"] > found["without"] + 0.12
 
 
 def test_noise_around_the_part_does_not_hide_what_is_on_it():
@@ -147,7 +181,7 @@ def test_noise_around_the_part_does_not_hide_what_is_on_it():
     maps = draw.random((260, *SHAPE)).astype(np.float32)
     maps *= np.where(labels == 1, 0.1, draw.uniform(0.5, 2, (260, 1, 1))).astype(np.float32)
     maps[defective, 24:32, 24:32] += 0.3
-    patches = draw.normal(size=(260, 9, SIDE, SIDE)).astype(np.float32)
+    patches = draw.normal(size=(260, DEPTH, SIDE, SIDE)).astype(np.float32)
     patches[defective, 0, 3, 3] += 3
     learn = np.r_[0:60, 130:140]
     test = np.setdiff1d(np.arange(260), learn)
@@ -185,5 +219,5 @@ def test_two_of_each_kind_are_enough_to_learn_something():
     rows = table(maps, patches)
     assert np.isfinite(margins(Peaks.learned(rows, defective, layout(), 0), rows)).all()
     alone = Peaks.learned(rows[:3], defective[:3], layout(), 0)
-    assert alone.weight.tolist() == [1, 0, 0, 0]
+    assert alone.weight.tolist() == [1, 0, 0, 0, 0]
     assert np.isfinite(margins(alone, rows)).all()

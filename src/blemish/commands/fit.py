@@ -55,6 +55,8 @@ class LabelOptions:
     """How pictures fall into components: none, foreground, cluster:K, static:FILE or folder:DIR."""
     out_of_fold: int = 3
     """Times that the model is fitted anew without some of its pictures, so that SegAD learns from maps of them, too."""
+    masks: bool = True
+    """Learn from the masks of the labelled defects, too, where there are any (in ground_truth beside them, say)."""
     keep: Literal["auto", "with", "without"] = "auto"
     """Write what was learned with the labels, without them, or (auto) with them if cross-validation says they help."""
 
@@ -105,7 +107,8 @@ class Fit:
             artifact.save(learner, out)
             learner.unfinished.unlink(missing_ok=True)
             failures = learner.failures
-            self._say_gain(learner.fitted.gain if learner.fitted else None)
+            if learner.fitted:
+                self._say_gain(learner.fitted.gain, learner.fitted.remarks)
         for category, calibration in artifact.read_header(out).fitted.calibrations.items():
             for sentence in Decider(calibration, policy).of_parts().sentences():
                 say(f"{category}: {sentence}")
@@ -154,16 +157,19 @@ class Fit:
             self.fit.out,
             components=labels.components,
             out_of_fold=labels.out_of_fold,
+            masks=labels.masks,
             keep=labels.keep,
             preset=self.fit.preset if self.fit.preset in detector.find("segad").presets else "small",
             weights=self.fit.backbone_weights,
         )
-        self._say_gain(made.gain)
+        self._say_gain(made.gain, made.remarks)
         uses = "uses the labels" if made.is_supervised else "is the model without labels"
         say(f"What is written {uses}{'' if labels.keep == 'auto' else ', as asked for'} (--keep {labels.keep}).")
         return made.failures
 
-    def _say_gain(self, gain: "LabelGain | None") -> None:
+    def _say_gain(self, gain: "LabelGain | None", remarks: Sequence[str]) -> None:
+        for remark in remarks:
+            say(remark)
         if gain is not None:
             from blemish.label_gain import sentences
 

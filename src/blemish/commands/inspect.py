@@ -52,6 +52,8 @@ class Inspect:
             more = f", and {len(best) - NAMED} more" if len(best) > NAMED else ""
             named = ", ".join(f"{name} {100 * share:.1f} %" for name, share in best[:NAMED])
             say(f"What decides: {named}{more}")
+        for remark in header.fitted.remarks:
+            say(remark)
         if header.fitted.gain is not None:
             from blemish.label_gain import sentences
 

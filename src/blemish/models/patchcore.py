@@ -8,10 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+from torch import Tensor
+
 from blemish.dataset import Dataset
 from blemish.detector import DetectorConfig
+from blemish.nn.backbone import Backbone
 from blemish.remembering import Rememberer, RememberingConfig
-from blemish.types import Preprocessing
+from blemish.types import Prediction, Preprocessing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +38,16 @@ class PatchCore(Rememberer):
     def learn(self, data: Dataset, preprocessing: Preprocessing) -> None:
         """Fills the memory bank with a coreset of the training patches; the backbone stays as it is."""
         self.memorise(data, preprocessing)
+
+    @property
+    def shown_backbone(self) -> Backbone:
+        """Its own."""
+        return self.backbone
+
+    def look_and_show(self, image: Tensor) -> tuple[Prediction[Tensor], Mapping[int, Tensor]]:
+        """As `forward`, and the backbone's feature maps by stride."""
+        features = self.see(image)
+        return self.compare(features, image.shape[-2:]), features
 
 
 DETECTOR = PatchCore

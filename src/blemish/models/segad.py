@@ -18,14 +18,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from blemish import artifact, components, folds, images
+from blemish import artifact, components, folds
+from blemish.bases import Bases, Looked
 from blemish.components import Components
 from blemish.dataset import Dataset, hold_out
+from blemish.defects import NOWHERE, mask_of, with_readable_masks
 from blemish.detector import Detector, DetectorConfig
 from blemish.errors import ArtifactError, ConfigError, DatasetError, bad_option, count_of
 from blemish.images import Bools, Floats
 from blemish.label_gain import held_out, label_gain
 from blemish.nn import map_features, peaks
+from blemish.nn.classifier import Gist, InformedForest
 from blemish.nn.forest import Forest, ForestConfig, platt
 from blemish.nn.map_features import features
 from blemish.nn.peaks import Eye, Layout, Peaks
@@ -70,6 +73,11 @@ class SegADConfig(DetectorConfig, ForestConfig):
     out_of_fold: int = 0
     """Fit each base anew so many times, each time without some of the pictures that it has learned from, which
     these fits then look at: so the forest can learn from them, too. 0: it learns from other good pictures."""
+    classifier: bool = False
+    """Let the forest know, too, how defective the whole picture looks to a linear classifier on the backbone (the
+    paper's g, for hundreds of labelled defects)."""
+    masks: bool = True
+    """Learn from the masks of labelled defects, where they have any, what the defect itself looks like."""
     disturbed: int = 0
     """Good pictures, at most, that are shown again blurred or with a bar of grey as if they were defects (the paper's
     one-class protocol). They may make it worse than the base alone."""
@@ -85,6 +93,8 @@ class SegADConfig(DetectorConfig, ForestConfig):
             raise bad_option("out_of_fold", self.out_of_fold, "0 (none), or 2 and more")
         if self.disturbed < 0:
             raise bad_option("disturbed", self.disturbed, "0 (none) or more")
+        if self.classifier and self.decision != "forest":
+            raise ConfigError("--classifier goes with --decision forest; leave it out, or choose the forest.")
         if not 0 < self.calibration_fraction < 1:
             raise ConfigError(
                 f"--calibration-fraction is {self.calibration_fraction}; expected a share between 0 and 1."
@@ -107,14 +117,19 @@ class SegAD(Detector):
         super().__init__(config)
         self.components = Components(config.components, config.backbone, backbone_weights)
         self.eye = Eye(config.backbone, backbone_weights) if config.decision == "peaks" else None
-        self.decision: Forest | Peaks = Forest() if self.eye is None else Peaks(self._layout(self.eye))
+        self.gist = Gist(config.backbone, backbone_weights) if config.classifier else None
+        self.decision: Forest | InformedForest | Peaks = (
+            Forest() if self.gist is None else InformedForest(self.gist.width)
+        )
+        if self.eye is not None:
+            self.decision = Peaks(self._layout(self.eye))
         self.platt: Tensor
         """(2,) slope and offset of the probability."""
         self.register_buffer("platt", torch.tensor([1.0, 0.0]))
         for number in range(len(config.base)):
             self.register_buffer(f"base_{number}", torch.zeros(0, dtype=torch.uint8))
         self._weights, self._policy = backbone_weights, Policy()
-        self._opened: tuple[torch.device, list[artifact.Predictor]] | None = None
+        self._opened: tuple[torch.device, Bases] | None = None
 
     def fit(self, data: Dataset, policy: Policy | None = None) -> Self:
         """The detector itself, after learning from labelled defects and good pictures that are new to the bases.
@@ -130,9 +145,10 @@ class SegAD(Detector):
         """
         self._take_bases()
         self._policy = policy or Policy()
-        known = {picture for base in self._bases() for picture in base.header.fitted.learned_from}
+        known = {picture for base in self._bases().predictors for picture in base.header.fitted.learned_from}
         lost: list[Failure] = []
-        usable = self.components.usable([*data.train, *data.validation, *data.train_defects], lost)
+        defects = list(with_readable_masks(data.train_defects, lost)) if self.config.masks else data.train_defects
+        usable = self.components.usable([*data.train, *data.validation, *defects], lost)
         paths = {sample.path for sample in usable}
         kept = [sample for sample in data.samples if sample.split == "test" or sample.path in paths]
         super().fit(self._chosen(replace(data, samples=tuple(kept)), known), policy)
@@ -146,6 +162,7 @@ class SegAD(Detector):
         """Learns the decision from good pictures, then defects."""
         self.components.learn(data.train, preprocessing, self.config.batch_size, generator(self.config.seed, 0))
         self._round()
+        self._opened = None  # whether a base has the eye's very weights is to be seen anew
         good, bad, made = self._rows(data, preprocessing)
         table = np.array(good.features + bad.features + made.features, np.float32)
         scores = np.array(good.scores + bad.scores + made.scores, np.float32)
@@ -158,7 +175,8 @@ class SegAD(Detector):
             )
         self.config = replace(self.config, base=_different([Path(name).name for name in self.config.base]))
         self.decision = self._decide(table, labels)
-        if isinstance(self.decision, Forest) and not self.decision.gain.any():
+        self.remarks = self._remarks(data.train_defects)
+        if self.eye is None and not self.decision.gain.any():
             raise DatasetError(
                 f"{(~labels).sum()} good and {count_of(int(labels.sum()), 'defective picture')} give the forest "
                 "nothing to split on: they are too few, or the maps of the bases do not tell them apart. Fit the "
@@ -180,13 +198,10 @@ class SegAD(Detector):
     def look(self, image: Tensor, parts: Sequence[Hashable]) -> Prediction[Tensor]:
         """The mean of the bases' maps, each scaled by its own good pictures, and the margin of the decision."""
         seen = image.cpu().numpy()
-        found = self._look_up(seen, parts, self._bases())
-        anomaly_map = self._heat(found, self._bases())
-        margin = self.decision(
-            torch.from_numpy(self._features(seen, found, anomaly_map, _files(parts))).to(image.device)
-        )
-        broken = torch.from_numpy(~np.isfinite(anomaly_map).all(axis=(1, 2))).to(image.device)
-        return Prediction(torch.from_numpy(anomaly_map).to(image.device), margin.masked_fill(broken, math.nan))
+        looked = self._bases().look(seen, parts)
+        margin = self.decision(torch.from_numpy(self._features(seen, looked, _files(parts))).to(image.device))
+        broken = torch.from_numpy(~np.isfinite(looked.heat).all(axis=(1, 2))).to(image.device)
+        return Prediction(torch.from_numpy(looked.heat).to(image.device), margin.masked_fill(broken, math.nan))
 
     def forward(self, image: Tensor) -> Prediction[Tensor]:
         """The same for images that are not views of one part."""
@@ -200,13 +215,13 @@ class SegAD(Detector):
         """What each feature is that decides, in words, in its order."""
         if self.eye is not None:
             return peaks.names(self.config.base, self.components.count)
-        return map_features.names(self.components.count, self.config.base)
+        found = map_features.names(self.components.count, self.config.base)
+        return found if self.gist is None else [*found, "classifier of the whole picture"]
 
     def explain(self, image: Tensor, parts: Sequence[Hashable]) -> list[str]:
         """The features that moved the margin of each image (B, 3, H, W) most towards its decision."""
         seen = image.cpu().numpy()
-        looked = self._look_up(seen, parts, self._bases())
-        rows = self._features(seen, looked, self._heat(looked, self._bases()), _files(parts))
+        rows = self._features(seen, self._bases().look(seen, parts), _files(parts))
         table = torch.from_numpy(rows).to(image.device)
         margins, shares = self.decision(table), self.decision.contributions(table).cpu().numpy()
         found, names = [], self.names()
@@ -221,26 +236,29 @@ class SegAD(Detector):
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Takes over a saved state, and opens the bases in it."""
-        if "forest.start" in state:
+        is_older = "decision.filters" in state and "decision.probe" not in state
+        if is_older or "forest.start" in state:
             raise ArtifactError(
                 "this SegAD was made by an earlier version of Blemish; expected one of now: fit it again."
             )
         super().restore(state)
-        if isinstance(self.decision, Forest):
+        if isinstance(self.decision, Peaks):
+            self.decision.check(self.decision.layout if self.eye is None else self._layout(self.eye))
+        else:
             self.decision.check(len(self.names()))
-        elif self.eye is not None:
-            self.decision.check(self._layout(self.eye))
         self._bases()
 
     def _judge(self, table: Floats, labels: Bools) -> Callable[[Floats], Floats]:
         decision = self._decide(table, labels).cpu()
         return lambda rows: decision(torch.from_numpy(rows)).numpy()
 
-    def _decide(self, table: Floats, labels: Bools) -> Forest | Peaks:
+    def _decide(self, table: Floats, labels: Bools) -> Forest | InformedForest | Peaks:
         if self.eye is not None:
             return Peaks.learned(table, labels, self._layout(self.eye), self.config.seed).to(self.device)
-        weight = float((~labels).sum() / labels.sum())
-        return Forest.grown(table, labels, weight, self.config.seed, self.config).to(self.device)
+        how = (float((~labels).sum() / labels.sum()), self.config.seed, self.config)
+        if self.gist is not None:
+            return InformedForest.grown(table, labels, self.gist.width, how).to(self.device)
+        return Forest.grown(table, labels, *how).to(self.device)
 
     def _rows(self, data: Dataset, preprocessing: Preprocessing) -> tuple[_Rows, _Rows, _Rows]:
         """What the decision learns from: the rows of the good pictures, of the defects, and of disturbed good ones."""
@@ -264,12 +282,13 @@ class SegAD(Detector):
                 folds.refit(
                     base.header, others, self.device, self._weights, place and place / f"{number}-{name}.blemish"
                 )
-                for name, base in enumerate(self._bases())
+                for name, base in enumerate(self._bases().predictors)
             ]
             # Defects are looked at by each in turn, so that no detector is for one kind alone.
-            self._read_rows(found[0], inside, preprocessing, bases)
-            self._read_rows(found[1], bad[number::count], preprocessing, bases)
-            self._read_rows(found[2], [each for each in inside if each.path in marked], preprocessing, bases, draw)
+            fold_bases = Bases(bases, self.eye, self.config.image_size)
+            self._read_rows(found[0], inside, preprocessing, fold_bases)
+            self._read_rows(found[1], bad[number::count], preprocessing, fold_bases)
+            self._read_rows(found[2], [each for each in inside if each.path in marked], preprocessing, fold_bases, draw)
         if place is not None:
             shutil.rmtree(place, ignore_errors=True)
         return found
@@ -279,7 +298,7 @@ class SegAD(Detector):
         rows: _Rows,
         samples: Sequence[Sample],
         preprocessing: Preprocessing,
-        bases: Sequence[artifact.Predictor],
+        bases: Bases,
         disturbing: np.random.Generator | None = None,
     ) -> None:
         """Adds what is to be known of pictures; with `disturbing`, after disturbing them."""
@@ -290,43 +309,46 @@ class SegAD(Detector):
                 if disturbing is not None:
                     labels = [self.components.labels(*each) for each in zip(seen, _files(parts), strict=True)]
                     seen = np.stack([disturb(*each, disturbing) for each in zip(seen, labels, strict=True)])
-                found = self._look_up(seen, parts, bases)
-                rows.features += list(self._features(seen, found, self._heat(found, bases), _files(parts)))
-                rows.scores += list(np.stack([each.image_score for each in found], 1))
+                looked = bases.look(seen, parts)
+                masks = [mask_of(sample) if self.config.masks else NOWHERE for sample in batch.samples]
+                rows.features += list(self._features(seen, looked, _files(parts), masks))
+                rows.scores += list(np.stack([each.image_score for each in looked.found], 1))
                 drawn.advance(len(batch.samples))
 
-    def _look_up(
-        self, image: Floats, parts: Sequence[Hashable], bases: Sequence[artifact.Predictor]
-    ) -> list[Prediction[Floats]]:
-        """What each base says of images (B, 3, H, W)."""
-        return [base.predict_parts(image, parts) for base in bases]
-
-    def _heat(self, found: Sequence[Prediction[Floats]], bases: Sequence[artifact.Predictor]) -> Floats:
-        """The mean (B, H, W) of the bases' maps, each scaled by its own good pictures."""
-        scaled = []
-        for each, base in zip(found, bases, strict=True):
-            low, high = base.decider().heat_span
-            scaled.append(
-                [images.resize((one - low) / (high - low), self.config.image_size) for one in each.anomaly_map]
-            )
-        return np.asarray(np.mean(scaled, axis=0), np.float32)
-
     def _features(
-        self, image: Floats, found: Sequence[Prediction[Floats]], heat: Floats, files: Sequence[Path | None]
+        self, image: Floats, looked: Looked, files: Sequence[Path | None], masks: Sequence[Bools] = ()
     ) -> Floats:
-        """What is to be known (B, D) of images (B, 3, H, W), seen like this by each base, read from these files."""
+        """What is to be known (B, D) of images (B, 3, H, W), seen like this by the bases, read from these files.
+
+        With masks of labelled defects, where these are learned from.
+        """
         labels = [self.components.labels(each, file) for each, file in zip(image, files, strict=True)]
         count = self.components.count
+        if looked.patches is None:
+            maps = zip(*(each.anomaly_map for each in looked.found), strict=True)
+            rows = np.stack([features(own, each, count) for own, each in zip(maps, labels, strict=True)])
+            if self.gist is None:
+                return rows
+            with torch.inference_mode():
+                return np.concatenate([rows, self.gist(torch.from_numpy(image).to(self.device)).cpu().numpy()], 1)
+        levels = peaks.levels_of(looked.found, labels, count)
+        masks = masks or [NOWHERE] * len(image)
+        return peaks.rows(levels, looked.patches, looked.heat, labels, masks)
+
+    def _remarks(self, defects: Sequence[Sample]) -> list[str]:
+        """What was used beside the pictures."""
         if self.eye is None:
-            maps = zip(*(each.anomaly_map for each in found), strict=True)
-            return np.stack([features(own, each, count) for own, each in zip(maps, labels, strict=True)])
-        with torch.inference_mode():
-            patches = self.eye(torch.from_numpy(image).to(self.device)).cpu().numpy()
-        return peaks.rows(peaks.levels_of(found, labels, count), patches, heat, labels, count)
+            return []
+        marked = sum(bool(sample.masks) for sample in defects) if self.config.masks else 0
+        shown = self._bases().shown
+        ran = "run beside the bases" if shown is None else f"the one that {self.config.base[shown]} has run anyway"
+        return [
+            f"{marked} of {len(defects)} labelled defects have masks, which say what the defect itself looks like.",
+            f"The backbone that sees the peaks is {ran}.",
+        ]
 
     def _layout(self, eye: Eye) -> Layout:
-        channels, size = eye.backbone.channels, self.config.image_size
-        return peaks.layout(channels, len(self.config.base), self.components.count, size)
+        return peaks.layout(eye.backbone.channels, len(self.config.base), self.components.count, self.config.image_size)
 
     def _take_bases(self) -> None:
         """Reads the artifacts that the configuration names, as bytes."""
@@ -336,18 +358,19 @@ class SegAD(Detector):
             artifact.read_header(name)  # what is wrong with it is said with its path
             self.register_buffer(f"base_{number}", torch.from_numpy(np.fromfile(name, np.uint8)))
         self._opened = None
-        rules = {base.preprocessing.intensity for base in self._bases()}
+        rules = {base.preprocessing.intensity for base in self._bases().predictors}
         if len(rules) > 1 or (self.config.intensity is not None and self.config.intensity not in rules):
             raise ConfigError("the bases and --intensity differ in their range of values; expected the same for all.")
         self.config = replace(self.config, intensity=rules.pop())
-        for name, base in zip(self.config.base, self._bases(), strict=True):
+        for name, base in zip(self.config.base, self._bases().predictors, strict=True):
             height, width = base.preprocessing.image_size
             if height > self.config.image_size[0] or width > self.config.image_size[1]:
                 raise ConfigError(f"{name} looks at {height}x{width} pixels: give --image-size {height}x{width}.")
 
-    def _bases(self) -> list[artifact.Predictor]:
+    def _bases(self) -> Bases:
         if self._opened is None or self._opened[0] != self.device:
-            self._opened = self.device, [self._open(number) for number in range(len(self.config.base))]
+            opened = [self._open(number) for number in range(len(self.config.base))]
+            self._opened = self.device, Bases(opened, self.eye, self.config.image_size)
         return self._opened[1]
 
     def _open(self, number: int) -> artifact.Predictor:
