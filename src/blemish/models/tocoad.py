@@ -165,6 +165,7 @@ class ToCoAD(Rememberer):
     """The detector; see the module's docstring."""
 
     config: ToCoADConfig
+    sensitive: ClassVar[tuple[str, ...]] = (*Rememberer.sensitive, "discriminator")
     presets: ClassVar[Mapping[str, DetectorConfig]] = {
         "paper": ToCoADConfig(
             backbone="wide_resnet50_2.tv_in1k",
