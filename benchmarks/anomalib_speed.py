@@ -13,7 +13,6 @@ import argparse
 import logging
 import os
 import tempfile
-import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +28,7 @@ from anomalib.data.utils import read_image
 from anomalib.deploy import ExportType, OpenVINOInferencer, TorchInferencer
 from anomalib.engine import Engine
 from anomalib.models import Patchcore
+from rate import per_second
 from safetensors.torch import load_file
 
 PATCHES = 1024
@@ -65,16 +65,6 @@ def fitted(pictures: Path, weights: Path, folder: Path) -> tuple[Engine, Patchco
     return engine, model
 
 
-def best(work: Callable[[], int], rounds: int) -> float:
-    """Pictures per second; the first round is not counted."""
-    found = []
-    for _ in range(1 + rounds):
-        start = time.perf_counter()
-        count = work()
-        found.append(count / (time.perf_counter() - start))
-    return max(found[1:])
-
-
 def speed(predict: Callable[[object], object], files: list[Path], rounds: int) -> tuple[float, str]:
     """Pictures per second of an inferencer, and how it was asked."""
 
@@ -89,10 +79,10 @@ def speed(predict: Callable[[object], object], files: list[Path], rounds: int) -
         return len(files)
 
     try:
-        return best(singly, rounds), "one at a time"
+        return per_second(singly, rounds), "one at a time"
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
-        return best(in_pairs, rounds), f"two at a time, because one is refused: {reason[:120]}"
+        return per_second(in_pairs, rounds), f"two at a time, because one is refused: {reason[:120]}"
 
 
 def main() -> None:

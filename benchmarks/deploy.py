@@ -19,13 +19,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from importlib.metadata import distribution, requires
 from pathlib import Path
 
 import numpy as np
 import openvino
 from packaging.requirements import Requirement
+from rate import per_second
 
 import blemish
 from blemish import artifact, exporting, images, judging
@@ -57,20 +57,10 @@ def write_pictures(folder: Path, count: int) -> list[Path]:
     return files
 
 
-def per_second(work: Callable[[], int]) -> float:
-    """Pictures per second of work that says how many pictures it went through; the first round is not counted."""
-    found = []
-    for _ in range(1 + ROUNDS):
-        start = time.perf_counter()
-        count = work()
-        found.append(count / (time.perf_counter() - start))
-    return max(found[1:])
-
-
 def end_to_end(predictor: Predictor, files: list[Path]) -> float:
     """Pictures per second from files to decisions."""
     samples = [Sample(path=file, category="", split="test", is_anomalous=None) for file in files]
-    return per_second(lambda: sum(1 for _ in judging.judge(predictor, samples, [])))
+    return per_second(lambda: sum(1 for _ in judging.judge(predictor, samples, [])), ROUNDS)
 
 
 def bare(predictor: Predictor, count: int) -> float:
@@ -84,7 +74,7 @@ def bare(predictor: Predictor, count: int) -> float:
     def in_flight() -> int:
         return sum(len(prediction.image_score) for _, prediction in predictor.stream(batches, []))
 
-    return max(per_second(one_by_one), per_second(in_flight))
+    return max(per_second(one_by_one, ROUNDS), per_second(in_flight, ROUNDS))
 
 
 def runtime_size() -> int:

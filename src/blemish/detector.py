@@ -391,15 +391,18 @@ def infer(detector: Detector, image: Floats, parts: Sequence[Hashable] | None = 
         parts: What part each shows; each another one, if not given.
     """
     with torch.inference_mode():
-        anomaly_map, image_score = detector.look(to_tensor(image, detector), parts or range(len(image)))
-    return Prediction(anomaly_map.float().cpu().numpy(), image_score.float().cpu().numpy())
+        return _to_arrays(detector.look(to_tensor(image, detector), parts or range(len(image))))
 
 
 def show(detector: Detector, image: Floats) -> tuple[Prediction[Floats], Mapping[int, Tensor]]:
     """As `infer`, and the feature maps by stride that the detector's backbone gave, on its device."""
     with torch.inference_mode():
-        (anomaly_map, image_score), features = detector.look_and_show(to_tensor(image, detector))
-    return Prediction(anomaly_map.float().cpu().numpy(), image_score.float().cpu().numpy()), features
+        prediction, features = detector.look_and_show(to_tensor(image, detector))
+    return _to_arrays(prediction), features
+
+
+def _to_arrays(prediction: Prediction[Tensor]) -> Prediction[Floats]:
+    return Prediction(*(value.float().cpu().numpy() for value in prediction))
 
 
 def explain(detector: Detector, image: Floats, parts: Sequence[Hashable]) -> list[str]:

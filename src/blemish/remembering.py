@@ -18,7 +18,7 @@ from torch.nn import functional as F  # noqa: N812 - the usual name
 from blemish.dataset import Dataset
 from blemish.detector import Detector, DetectorConfig, to_tensor
 from blemish.errors import bad_option
-from blemish.nn.backbone import ENTRY, Backbone
+from blemish.nn.backbone import ENTRY, frozen
 from blemish.nn.blur import gaussian_blur
 from blemish.nn.coreset import greedy_coreset, project, squared_distances
 from blemish.nn.patches import patch_features
@@ -82,8 +82,7 @@ class Rememberer(Detector):
         """
         super().__init__(config)
         strides = sorted({*config.strides, *others})
-        backbone = Backbone(config.backbone, strides, backbone_weights).requires_grad_(False)
-        self.backbone = backbone.to(memory_format=torch.channels_last)  # 1.7 times as fast on a CPU
+        self.backbone = frozen(config.backbone, strides, backbone_weights)
         pairs = zip(self.backbone.strides, self.backbone.channels, strict=True)
         width = sum(channels for stride, channels in pairs if stride in config.strides)
         self.memory_bank: Tensor

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from blemish.images import Bools, Floats
-from blemish.nn.backbone import Backbone
+from blemish.nn.backbone import frozen
 from blemish.nn.forest import Forest, ForestConfig
 from blemish.nn.logistic import logistic
 
@@ -36,8 +36,7 @@ class Gist(nn.Module):
             weights: As of `Backbone`.
         """
         super().__init__()
-        network = Backbone(backbone, (STRIDE,), weights).requires_grad_(False)
-        self.backbone = network.to(memory_format=torch.channels_last)
+        self.backbone = frozen(backbone, (STRIDE,), weights)
 
     @property
     def width(self) -> int:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the usual name
 
 from blemish.images import Bools, Floats
-from blemish.nn.backbone import Backbone
+from blemish.nn.backbone import frozen
 from blemish.nn.logistic import logistic
 from blemish.nn.map_features import Labels, to_size
 from blemish.nn.patches import patch_features
@@ -149,8 +149,7 @@ class Eye(nn.Module):
             weights: As of `Backbone`.
         """
         super().__init__()
-        network = Backbone(backbone, STRIDES, weights).requires_grad_(False)
-        self.backbone = network.to(memory_format=torch.channels_last)
+        self.backbone = frozen(backbone, STRIDES, weights)
 
     def forward(self, image: Tensor) -> Tensor:
         """Patch features (B, D, h, w) of images (B, 3, H, W) in [0, 1]."""
