@@ -133,6 +133,24 @@ def test_the_threshold_can_be_dragged_and_says_what_it_would_do(serve, page):
     assert page.locator("#threshold").get_attribute("aria-valuenow") == real
 
 
+def test_an_inspection_counts_once_where_the_record_tells_of_it_before_the_answer_comes(serve, page):
+    held = []
+    page.route("**/predict?*", lambda route: held.append((route, route.fetch())))
+    page.goto(serve())
+    page.wait_for_selector("#threshold")
+    drop(page, good=texture())
+    while not held:
+        page.wait_for_timeout(20)
+    with page.expect_response("**/records?*") as told:
+        page.locator("#category").dispatch_event("change")
+    assert len(told.value.json()["records"]) == 1
+    route, answer = held[0]
+    route.fulfill(response=answer)
+    decided(page, "Good", "good.png")
+    page.locator("#threshold").press("ArrowLeft")
+    assert "of the last 1 inspections" in page.locator("#trial").inner_text()
+
+
 def test_everything_works_in_the_keyboard_alone(serve, page, tmp_path):
     (tmp_path / "part.png").write_bytes(texture(spot=116))
     page.goto(serve())

@@ -62,7 +62,8 @@ async function send(file) {
 function add(found) {
   if (found.id && state.results.some((one) => one.id === found.id)) return; // sent from here, and followed, too
   state.results = [found, ...state.results].slice(0, KEPT);
-  state.recent = [found, ...state.recent].slice(0, 500);
+  const others = state.recent.filter((one) => !found.id || one.id !== found.id); // the record may have told of it first
+  state.recent = [found, ...others].slice(0, 500);
   if (found.id) state.last = Math.max(state.last, found.id);
   show(found);
 }
