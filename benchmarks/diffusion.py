@@ -1,20 +1,21 @@
 """Diffusion models: how fast they draw, and how far what they draw is from good pictures.
 
     python benchmarks/diffusion.py speed [--threads 2]
-    python benchmarks/diffusion.py paper
+    python benchmarks/diffusion.py paper [--device cuda]
     python benchmarks/diffusion.py distance good.diffusion DATA [--category C] [--count 64]
 
 `speed` compares the sampler of preset `small` with a plain loop: float32, the usual memory layout, attention written
-out, the twin paths of a pair one after the other. `paper` takes one forward pass of the 552.8 M U-Net at 256x256, and
-projects what 10,000 pictures take. `distance` prints, for each strength, the mean distance of drawn pictures to the
-nearest good training picture in the features of the embedded backbone, and the same of good pictures that were not
-learned from.
+out, the twin paths of a pair one after the other. `paper` takes one step of the 552.8 M U-Net at 256x256 (on a GPU in
+several batch sizes), and projects what 10,000 pictures take. `distance` prints, for each strength, the mean distance of
+drawn pictures to the nearest good training picture in the features of the embedded backbone, and the same of good
+pictures that were not learned from; and what the solver and its steps do to it at strength 0.
 """
 
 import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -30,6 +31,10 @@ from blemish.training import generator
 STRENGTHS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)
 GPUS = {"A40": 149.7e12, "A100": 312e12, "H100 SXM": 989e12}
 """Dense bfloat16 operations a second, from the makers' data sheets."""
+GOOD = (("ancestral", 50), ("ancestral", 100), ("ancestral", 250), ("dpm", 10), ("dpm", 20), ("dpm", 50))
+"""Solvers and steps that strength 0 is also drawn with."""
+BATCHES = {"cpu": (1,), "cuda": (1, 8, 32)}
+"""Pictures at once in a step of the paper's network."""
 REACHED = (0.2, 0.4)
 """Share of that which convolutional networks usually reach: the assumption of the projection."""
 
@@ -84,7 +89,7 @@ def speed(threads: int, count: int, repeats: int) -> None:
     print(f"ours, good ones, dpm, 10 steps {count / quick:8.2f} pictures a second")
 
 
-def paper(threads: int, repeats: int) -> None:
+def paper(device: str, threads: int, repeats: int) -> None:
     """Prints what one step of the paper's network takes, and the projection."""
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -105,18 +110,25 @@ def paper(threads: int, repeats: int) -> None:
         print(
             f"  {REACHED[1]:.0%} to {REACHED[0]:.0%} of {name}'s {peak / 1e12:.0f} T/s: {least:.1f} to {most:.1f} hours"
         )
-    network = network.to_empty(device="cpu").to(torch.bfloat16).to(memory_format=torch.channels_last)
+    network = network.to_empty(device=device).to(torch.bfloat16).to(memory_format=torch.channels_last)
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.02)
-    image, now = x.bfloat16().to(memory_format=torch.channels_last), time_
 
-    def step() -> None:
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-            network(image, now, label)
+    def step(images: Tensor) -> None:
+        count = len(images)
+        with torch.inference_mode(), torch.autocast(device, torch.bfloat16):
+            network(images, time_.to(device).expand(count), label.to(device).expand(count))
+        if device == "cuda":
+            torch.cuda.synchronize()
 
-    took = seconds(step, repeats)
-    rate = operations / took / 1e9
-    print(f"one step here, batch 1, bfloat16, {threads} threads: {took:.1f} s, {rate:.0f} G operations a second")
+    for count in BATCHES[device]:
+        images = x.expand(count, -1, -1, -1).to(device, torch.bfloat16, memory_format=torch.channels_last)
+        took = seconds(partial(step, images), repeats)
+        print(
+            f"one step here, {device}, batch {count}, bfloat16, {threads} threads: {took:.3f} s, "
+            f"{count * operations / took / 1e12:.3f} T operations a second; 10,000 pictures with twins: "
+            f"{10_000 * 2 * 20 * took / count / 3600:.1f} hours"
+        )
 
 
 def distance(file: Path, data: str, category: str, count: int) -> None:
@@ -155,12 +167,19 @@ def distance(file: Path, data: str, category: str, count: int) -> None:
     print(f"| good, held out ({len(held_out)}) | {nearest(held_out):.3f} |\n|---|---|")
     print(f"| good, of the test set ({len(unseen)}) | {nearest(unseen):.3f} |")
     print(f"| truly defective ({len(bad)}) | {nearest(read(bad)):.3f} |")
+
+    def drawn(drawing: sampling.Drawing) -> tuple[float, float]:
+        """The distance of drawn pictures, and the share that the strength has changed."""
+        made = [one for _, one in sampling.draw(model, label, range(count), drawing)]
+        images = torch.stack([torch.from_numpy(one.picture).permute(2, 0, 1).float() / 255 for one in made])
+        return nearest(embed(images)), statistics.fmean(float(one.mask.mean()) for one in made)
+
     for strength in STRENGTHS:
-        drawing = sampling.Drawing(strength=(strength, strength))
-        drawn = [one for _, one in sampling.draw(model, label, range(count), drawing)]
-        images = torch.stack([torch.from_numpy(one.picture).permute(2, 0, 1).float() / 255 for one in drawn])
-        share = statistics.fmean(float(one.mask.mean()) for one in drawn)
-        print(f"| strength {strength:g} ({len(drawn)}) | {nearest(embed(images)):.3f} | mask {share:.1%} |")
+        far, share = drawn(sampling.Drawing(strength=(strength, strength)))
+        print(f"| strength {strength:g} ({count}) | {far:.3f} | mask {share:.1%} |", flush=True)
+    for solver, steps in GOOD:
+        far, _ = drawn(sampling.Drawing(strength=(0.0, 0.0), solver=solver, steps=steps))
+        print(f"| strength 0, {solver}, {steps} steps ({count}) | {far:.3f} | |", flush=True)
 
 
 def main() -> None:
@@ -172,12 +191,13 @@ def main() -> None:
     parser.add_argument("--category", default="")
     parser.add_argument("--count", type=int, default=16)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", choices=BATCHES, default="cpu")
     parser.add_argument("--repeats", type=int, default=3)
     given = parser.parse_args()
     if given.what == "speed":
         speed(given.threads, given.count, given.repeats)
     elif given.what == "paper":
-        paper(given.threads, given.repeats)
+        paper(given.device, given.threads, given.repeats)
     else:
         distance(given.model, given.data, given.category, given.count)
 
