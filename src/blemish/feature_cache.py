@@ -210,7 +210,7 @@ class Features:
                     self.cache.add(self._key(sample), found[sample.path])
         good = [sample for sample in samples if sample.path in found]
         maps = zip(*(found[sample.path] for sample in good), strict=True)
-        return good, [torch.stack(each).contiguous(memory_format=torch.channels_last) for each in maps]
+        return good, [_stacked(each) for each in maps]
 
     def _see(self, images: Floats) -> list[Tensor]:
         full = np.concatenate([images, np.repeat(images[-1:], self.batch_size - len(images), axis=0)])
@@ -269,3 +269,13 @@ def _check(folder: Path, found: Mapping[str, str], expected: Mapping[str, str]) 
 
 def _gigabytes(size: int) -> str:
     return f"{size / 1e9:.3g} GB"
+
+
+def _stacked(maps: Sequence[Tensor]) -> Tensor:
+    """Feature maps (C, h, w) as a batch (B, C, h, w), channels last.
+
+    NumPy copies them in this thread alone. PyTorch would wake a pool of threads of its own for it, beside
+    that of the training it works ahead for; on two cores, training took 1.4 times as long.
+    """
+    raw = [each.permute(1, 2, 0).contiguous().view(torch.uint8).numpy() for each in maps]
+    return torch.from_numpy(np.stack(raw)).view(maps[0].dtype).permute(0, 3, 1, 2)

@@ -117,7 +117,12 @@ class Restorer(Detector):
             self._measure(features)
             if not len(features):
                 raise DatasetError(f"{data.root}: no training picture can be read; {self.failures[0].reason}")
-            self.outcome = optimise(self._loss, self.network, self.batches(features), plan, None, self.state_of(data))
+            batches = self.batches(features)
+            self.outcome = optimise(self._loss, self.network, batches, plan, None, self.state_of(data))
+            self.finish(batches)
+
+    def finish(self, batches: Callable[[int], Any]) -> None:
+        """What is learned once the network is trained; nothing, unless a model has more parts."""
 
     def distance(self, restored: Sequence[Tensor], features: Sequence[Tensor]) -> Tensor:
         """Between restored feature maps (B, C, h, w) and those seen: the mean over all places, summed, weighted."""

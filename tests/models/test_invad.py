@@ -32,6 +32,7 @@ def test_the_paper_has_the_size_of_the_paper(preset, encoder, total, trained):
 def test_the_paper_trains_as_the_paper():
     paper, lite = InvAD.presets["paper"], InvAD.presets["lite"]
     for config in (paper, lite):
+        assert (config.expectation_steps, config.top_share) == (0, 0)  # ours
         assert config.learning_rate == 0.001 * config.batch_size / 8
         assert (config.betas, config.weight_decay, config.clip, config.schedule) == ((0, 0.99), 0, 5, "step")
         assert (config.epochs, config.precision, config.up_rate) == (300, "float32", 0.01)
@@ -82,6 +83,37 @@ def test_it_learns_and_the_backbone_does_not(data):
     assert all(not torch.equal(value, started[name]) for name, value in model.network.named_parameters())
     losses = [values["features"] for _, values in model.outcome.losses]
     assert losses[-1] < 0.7 * losses[0]
+
+
+def test_a_picture_is_judged_by_what_goes_beyond_what_is_usual(data):
+    model = tiny(steps=40, expectation_steps=40).fit(data)
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    found = model.eval()(images)
+    features = model.see(images)
+    code, restored = model.network.restore(features)
+    usual, variance = model.expectation.layers(code).chunk(2, dim=1)
+    beyond = torch.zeros(2, 1, 16, 16)
+    for number, pair in enumerate(zip(features, restored, strict=True)):
+        logs = (1 - torch.cosine_similarity(*pair)).clamp(min=1e-3).log()
+        logs = torch.nn.functional.interpolate(logs[:, None].exp(), (16, 16), mode="bilinear", align_corners=True).log()
+        deviation = variance[:, [number]].clamp(-4, 3).exp().sqrt()
+        beyond += (logs - usual[:, [number]]) / deviation
+    wide = torch.nn.functional.interpolate(beyond, (64, 64), mode="bilinear", align_corners=True)
+    highest = (
+        gaussian_blur(wide, 2.0, "mirror").flatten(1).sort(dim=1, descending=True).values[:, : round(0.03 * 64**2)]
+    )
+    torch.testing.assert_close(found.image_score, highest.mean(1), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        found.anomaly_map, gaussian_blur(distance_map(features, restored, (64, 64)), 2.0, "mirror")[:, 0]
+    )
+
+
+def test_the_expectation_leaves_the_network_as_it_is(data):
+    without, with_it = (tiny(steps=8, expectation_steps=steps).fit(data) for steps in (0, 20))
+    for name, value in without.state_dict().items():
+        torch.testing.assert_close(with_it.state_dict()[name], value, rtol=0, atol=0)
+    assert any(name.startswith("expectation.") for name in with_it.state_dict())
+    assert without.expectation is None
 
 
 def test_cached_features_give_the_same_weights_in_float32(data, tmp_path, monkeypatch):

@@ -3,7 +3,7 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.flop_counter import FlopCounterMode
 
-from blemish.nn.invad import Decoder, Fuser, StyledBlock, UpConv, upsample
+from blemish.nn.invad import Decoder, Expectation, Fuser, StyledBlock, UpConv, upsample
 from plain_invad import plain_decoder
 from waves import wave
 
@@ -227,3 +227,25 @@ def test_parts_multiply_as_often_as_those_of_the_paper(variant, fuser, decoder, 
     assert by_decoder == pytest.approx(decoder, rel=2e-3)
     assert by_first == pytest.approx(first, abs=5e-4)
     assert by_styles == pytest.approx(0.248, abs=5e-4)
+
+
+def test_an_expectation_learns_the_mean_and_spread_of_log_distances():
+    """Places of two kinds, told apart by the code alone: what is learned is the distribution of each."""
+    torch.manual_seed(0)
+    expectation = Expectation(4, 1)
+    expectation.begin(torch.tensor([-2.0]))
+    optimiser = torch.optim.Adam(expectation.parameters(), 0.003)
+    truth = torch.tensor([[-3.0, 0.2], [-1.0, 0.6]])
+    for _ in range(300):
+        kind = torch.zeros(4, 1, 16, 16)
+        kind[..., 8:] = 1
+        mean, deviation = (torch.where(kind == 0, *truth[:, number]) for number in (0, 1))
+        distances = (mean + deviation * torch.randn_like(kind)).exp()
+        optimiser.zero_grad()
+        expectation.loss(kind.expand(-1, 4, -1, -1), distances).backward()
+        optimiser.step()
+    expectation.eval()
+    beyond, variance = expectation(kind.expand(-1, 4, -1, -1), (mean + 2 * deviation).exp())
+    for columns, deviation in ((slice(2, 6), 0.2), (slice(10, 14), 0.6)):  # away from where the kinds meet
+        assert beyond[..., columns].mean().item() == pytest.approx(2, abs=0.3)
+        assert (variance[..., columns].mean() / 2).exp().item() == pytest.approx(deviation, rel=0.15)

@@ -326,3 +326,50 @@ class Decoder(Prepared):
     def prepare(self) -> tuple[Tensor, ...]:
         """All that does not depend on the picture: what the first block makes of the constant before any style."""
         return cast(Stage, self.stages[0]).first.start(self.first(self.constant))
+
+
+class Expectation(nn.Module):
+    """How far restored features usually are from those seen, at each place and scale, as the finest code lets expect.
+
+    What is rich in detail is never restored well; only what goes beyond the usual says something of a picture.
+    Distances are taken as log-normal. Ours, not the paper's.
+    """
+
+    def __init__(self, code_width: int, scales: int, width: int = 64) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            BatchNorm2d(code_width, affine=False),
+            nn.Conv2d(code_width, width, 3, padding=1),
+            nn.LeakyReLU(SLOPE),
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.LeakyReLU(SLOPE),
+            nn.Conv2d(width, 2 * scales, 1),
+        )
+
+    def forward(self, code: Tensor, distances: Tensor) -> tuple[Tensor, Tensor]:
+        """What goes beyond the usual, in its deviations, and the log of its variance: both (B, scales, h, w).
+
+        Args:
+            code: The finest (B, code_width, h, w).
+            distances: 1 - cosine (B, scales, h, w) between features and restored features.
+        """
+        usual, variance = self.layers(code).float().chunk(2, dim=1)
+        variance = variance.clamp(-4.0, 3.0)  # no place is so sure, or so unsure, that others stop to count
+        return (logarithm(distances) - usual) * torch.exp(-variance / 2), variance
+
+    def loss(self, code: Tensor, distances: Tensor) -> Tensor:
+        """The negative log-likelihood of these distances, less what is constant."""
+        beyond, variance = self(code, distances)
+        found: Tensor = (beyond.square() + variance).mean() / 2
+        return found
+
+    def begin(self, usual: Tensor) -> None:
+        """Sets what is expected everywhere to these logarithms (scales,)."""
+        last = cast(nn.Conv2d, self.layers[-1])
+        with torch.no_grad():
+            cast(Tensor, last.bias)[: len(usual)] = usual
+
+
+def logarithm(distances: Tensor) -> Tensor:
+    """Of distances; below a thousandth they are noise."""
+    return distances.clamp(min=1e-3).log()
