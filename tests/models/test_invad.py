@@ -94,10 +94,10 @@ def test_a_picture_is_judged_by_what_goes_beyond_what_is_usual(data):
     usual, variance = model.expectation.layers(code).chunk(2, dim=1)
     beyond = torch.zeros(2, 1, 16, 16)
     for number, pair in enumerate(zip(features, restored, strict=True)):
-        logs = (1 - torch.cosine_similarity(*pair)).clamp(min=1e-3).log()
-        logs = torch.nn.functional.interpolate(logs[:, None].exp(), (16, 16), mode="bilinear", align_corners=True).log()
+        distances = 1 - torch.cosine_similarity(*pair)[:, None]
+        wide = torch.nn.functional.interpolate(distances, (16, 16), mode="bilinear", align_corners=True)
         deviation = variance[:, [number]].clamp(-4, 3).exp().sqrt()
-        beyond += (logs - usual[:, [number]]) / deviation
+        beyond += (wide.clamp(min=1e-3).log() - usual[:, [number]]) / deviation
     wide = torch.nn.functional.interpolate(beyond, (64, 64), mode="bilinear", align_corners=True)
     highest = (
         gaussian_blur(wide, 2.0, "mirror").flatten(1).sort(dim=1, descending=True).values[:, : round(0.03 * 64**2)]
