@@ -76,7 +76,7 @@ def speed(threads: int, count: int, repeats: int) -> None:
     torch.set_num_threads(threads)
     config = sdas.PRESETS["small"]
     model = sdas.DiffusionModel(sdas.Known(config, ("part",))).eval()
-    network = NoiseUNet(config.width, config.multipliers, config.attention, 1).eval()
+    network = NoiseUNet(config.width, config.multipliers, config.attention, 1, config.patch).eval()
     drawing = sampling.Drawing(strength=(0.1, 0.1))
     good = sampling.Drawing(strength=(0.0, 0.0), solver="dpm", steps=10)
     print(f"preset small: {config.image_size}, {threads} threads, {count} pictures with twins, {drawing.steps} steps")

@@ -62,6 +62,39 @@ def test_the_map_is_that_of_the_reference(sigma, mean, largest, entries):
     assert [made[place].item() for place in ((0, 0), (5, 9), (15, 15))] == pytest.approx(entries, abs=5e-7)
 
 
+def test_coarser_stages_can_have_less_to_say_in_the_map():
+    shapes = [(1, 4, 8, 8), (1, 8, 4, 4), (1, 16, 2, 2)]
+    features, restored = ([sine(*shape, offset=start + at) for at, shape in enumerate(shapes)] for start in (0, 0.4))
+    made = distance_map(features, restored, (8, 8), 0.5)[0, 0]
+    # Each stage's vectors have length 1 times the root of its weight before they are one vector.
+    long = [
+        torch.cat(
+            [
+                0.5 ** (number / 2)
+                * torch.nn.functional.interpolate(
+                    feature / feature.norm(dim=1, keepdim=True), (8, 8), mode="bilinear", align_corners=True
+                )
+                for number, feature in enumerate(one)
+            ],
+            dim=1,
+        )
+        for one in (features, restored)
+    ]
+    torch.testing.assert_close(made, 1 - torch.cosine_similarity(*long)[0], rtol=0, atol=2e-6)
+    assert not torch.allclose(made, distance_map(features, restored, (8, 8))[0, 0], atol=1e-4)
+
+
+def test_codes_of_coarser_stages_can_be_wider():
+    config = InvADConfig(strides=(4, 8, 16), code_width=16, code_growth=2.0)
+    assert config.code_widths == (16, 32, 64)
+    with torch.device("meta"):
+        model = InvAD(config, "random")
+    codes = model.network.fuser.train()(model.backbone(torch.empty(1, 3, 64, 64, device="meta")))
+    assert [code.shape[1:] for code in codes] == [(64, 4, 4), (32, 8, 8), (16, 16, 16)]
+    assert InvAD.presets["paper"].code_widths == InvAD.presets["lite"].code_widths == (64, 64, 64)
+    assert {InvAD.presets[name].map_decay for name in ("paper", "lite")} == {1.0}
+
+
 def tiny(**changes: object) -> InvAD:
     made = blemish.create("invad", preset="tiny", config={"steps": 6, **changes}, device="cpu")
     assert isinstance(made, InvAD)
@@ -90,14 +123,16 @@ def test_a_picture_is_judged_by_what_goes_beyond_what_is_usual(data):
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     found = model.eval()(images)
     features = model.see(images)
-    code, restored = model.network.restore(features)
-    usual, variance = model.expectation.layers(code).chunk(2, dim=1)
-    beyond = torch.zeros(2, 1, 16, 16)
+    restored = model.network(features)
+    # The two scales of 16 x 16 and 8 x 8 are looked at in 8 x 8 places; of the restored ones, the finer is.
+    seen = torch.nn.functional.avg_pool2d(restored[0] / restored[0].norm(dim=1, keepdim=True), 2)
+    usual, variance = model.expectation.layers(seen).chunk(2, dim=1)
+    beyond = torch.zeros(2, 1, 8, 8)
     for number, pair in enumerate(zip(features, restored, strict=True)):
         distances = 1 - torch.cosine_similarity(*pair)[:, None]
-        wide = torch.nn.functional.interpolate(distances, (16, 16), mode="bilinear", align_corners=True)
+        distances = torch.nn.functional.avg_pool2d(distances, 2) if number == 0 else distances
         deviation = variance[:, [number]].clamp(-4, 3).exp().sqrt()
-        beyond += (wide.clamp(min=1e-3).log() - usual[:, [number]]) / deviation
+        beyond += (distances.clamp(min=1e-3).log() - usual[:, [number]]) / deviation
     wide = torch.nn.functional.interpolate(beyond, (64, 64), mode="bilinear", align_corners=True)
     highest = (
         gaussian_blur(wide, 2.0, "mirror").flatten(1).sort(dim=1, descending=True).values[:, : round(0.03 * 64**2)]

@@ -95,3 +95,22 @@ def test_values_of_the_classifier():
 def test_a_new_one_gives_nothing():
     net = NoiseUNet(32, (1, 2), (2,), 2)
     assert net(wave(2, 3, 16, 16, offset=5.0), torch.tensor([0, 999]), torch.tensor([0, 1])).abs().max() == 0
+
+
+def test_squares_of_pixels_are_channels_of_one_position():
+    net = fill(NoiseUNet(32, (1, 2), (2,), 2, patch=2), 0.05).eval()
+    assert net.input_blocks[0][0].weight.shape == (32, 12, 3, 3)
+    assert net.out[2].weight.shape == (24, 32, 3, 3)
+    sides = []
+    net.input_blocks[0].register_forward_hook(lambda _, given, made: sides.append((given[0].shape, made.shape)))
+    image = wave(2, 3, 16, 24, offset=5.0)
+    with torch.inference_mode():
+        made = net(image, torch.tensor([37]), torch.tensor([1]))
+        assert sides == [((2, 12, 8, 12), (2, 32, 8, 12))]
+        assert made.shape == (2, 6, 16, 24)
+        # What the last convolution says of a position's 24 channels are the 2 x 2 pixels of 6 maps there.
+        with torch.no_grad():
+            net.out[2].weight.zero_()
+            net.out[2].bias.copy_(torch.arange(24.0))
+        told = net(image, torch.tensor([37]), torch.tensor([1]))
+    assert told[0, :, 4:6, 2:4].flatten().tolist() == list(range(24))

@@ -130,7 +130,7 @@ def test_a_slowed_layer_is_the_same_function_and_learns_slower():
 def test_parts_have_the_parameters_of_the_paper(variant, fuser, decoder, stages):
     channels, depth = variant
     with torch.device("meta"):
-        fusing, decoding = Fuser(channels), Decoder(channels, (16, 16), depth, (64, 16))
+        fusing, decoding = Fuser(channels), Decoder(channels, (16, 16), depth, [64] * 3, 16)
     downs = {256: [1_049_344, 1_050_112, 1_051_648], 64: [65_728, 65_920, 66_304]}
     assert [count(down) for down in fusing.down] == downs[channels[0]]
     assert count(fusing.join) == {256: 114_816, 64: 28_800}[channels[0]]
@@ -146,7 +146,7 @@ def test_parts_have_the_parameters_of_the_paper(variant, fuser, decoder, stages)
 
 def small_decoder() -> tuple[Decoder, list[torch.Tensor]]:
     torch.manual_seed(0)
-    decoder = Decoder((6, 8, 10), (4, 4), 2, (16, 8))
+    decoder = Decoder((6, 8, 10), (4, 4), 2, [16] * 3, 8)
     for parameter in decoder.parameters():  # so that biases take part
         torch.nn.init.normal_(parameter)
     return decoder, [torch.randn(3, 16, side, side) for side in (4, 8, 16)]
@@ -180,7 +180,7 @@ def test_what_does_not_depend_on_the_picture_is_computed_once(monkeypatch):
 def test_what_was_kept_is_forgotten_when_weights_change():
     decoder, codes = small_decoder()
     decoder.eval()
-    other = Decoder((6, 8, 10), (4, 4), 2, (16, 8))
+    other = Decoder((6, 8, 10), (4, 4), 2, [16] * 3, 8)
     with torch.inference_mode():
         before = decoder(codes)[0]
         decoder.load_state_dict(other.state_dict())
@@ -192,7 +192,7 @@ def test_what_was_kept_is_forgotten_when_weights_change():
 def test_a_new_decoder_gives_what_the_reference_gives():
     torch.manual_seed(0)
     channels, depth = LITE
-    fuser, decoder = Fuser(channels).eval(), Decoder(channels, (16, 16), depth, (64, 16))
+    fuser, decoder = Fuser(channels).eval(), Decoder(channels, (16, 16), depth, [64] * 3, 16)
     features = [torch.randn(2, wide, 64 >> number, 64 >> number).relu() for number, wide in enumerate(channels)]
     with torch.no_grad():
         made = decoder(fuser(features))
@@ -216,7 +216,7 @@ def test_parts_multiply_as_often_as_those_of_the_paper(variant, fuser, decoder, 
         return counter.get_total_flops() / 2e9, made
 
     with torch.device("meta"):
-        fusing, decoding = Fuser(channels), Decoder(channels, (16, 16), depth, (64, 16))
+        fusing, decoding = Fuser(channels), Decoder(channels, (16, 16), depth, [64] * 3, 16)
         features = [torch.empty(1, wide, 64 >> number, 64 >> number) for number, wide in enumerate(channels)]
         by_fuser, codes = giga(fusing, features)
         by_decoder, _ = giga(decoding, codes)

@@ -72,6 +72,14 @@ def test_one_step_of_the_reference(row):
     check(made, total=total, absolute=absolute, at=dict(zip(PLACES, entries, strict=True)), within=1e-5)
 
 
+def test_the_velocity_tells_the_noise():
+    schedule, step = noise_schedule(), torch.tensor([0, 10, 500, 999])
+    x0, noise = (wave(4, 3, 4, 4, offset=offset).double() for offset in (5.0, 6.0))
+    kept = schedule.alphas_cumprod[step].view(-1, 1, 1, 1)
+    x, velocity = kept.sqrt() * x0 + (1 - kept).sqrt() * noise, kept.sqrt() * noise - (1 - kept).sqrt() * x0
+    torch.testing.assert_close(diffusion.noise_of_velocity(schedule, step, x, velocity), noise, rtol=0, atol=1e-6)
+
+
 BATCH = (4, 3, 4, 4)
 LOSSES = {
     "independent": (

@@ -11,7 +11,8 @@ import blemish
 import textures
 from blemish.errors import ArtifactError, ConfigError
 from blemish.nn.diffusion import NoiseUNet, NoisyClassifier
-from blemish.synthesis import sdas, sdas_training
+from blemish.synthesis import sampling, sdas, sdas_training
+from blemish.synthesis.diffusion import noise_schedule
 from blemish.synthesis.sdas import PRESETS, DiffusionConfig, DiffusionModel, Known
 
 TINY = replace(PRESETS["tiny"], steps=4, image_size=(16, 16), precision="float32")
@@ -38,6 +39,25 @@ def test_it_learns_to_see_noise(data):
     assert found.outcome.best is not None
     assert found.model.known.steps == 40
     assert len(found.model.known.learned_from) == len(data.of("cloth").train)
+
+
+def test_it_learns_the_velocity_too(data):
+    config = replace(TINY, predicts="velocity", patch=2, steps=40)
+    with_it = sdas_training.fit(data, config, "cpu", watch=draw_one)
+    losses = [parts["noise"] for _, parts in with_it.outcome.losses]
+    assert losses[-1] < 0.7 * losses[0]
+    model, x, time = with_it.model, torch.randn(2, 3, 16, 16), torch.tensor([900])
+    with torch.no_grad():
+        velocity = model.network(x, time, torch.tensor([0]))[:, :3]
+        noise = model(x, time, torch.tensor([0]))[:, :3]
+    kept = noise_schedule().alphas_cumprod[900].float()
+    torch.testing.assert_close(noise, (1 - kept).sqrt() * x + kept.sqrt() * velocity)
+
+
+def draw_one(model: DiffusionModel) -> None:
+    """As the command does while a model learns: without gradients."""
+    with torch.inference_mode():
+        list(sampling.draw(model, 0, [0], sampling.Drawing(strength=(0.0, 0.0), steps=2)))
 
 
 def test_a_file_gives_the_same_model_back(trained, tmp_path):
@@ -211,6 +231,13 @@ def test_ones_own_model_is_a_checkpoint_too(trained, tmp_path):
     assert "label_emb.weight (2x128 there, 3x128 here)" in report
 
 
+def test_a_checkpoint_that_predicts_something_else_is_refused(data, trained, tmp_path):
+    sdas.save(trained.model, tmp_path / "noise.diffusion")
+    places = sdas_training.Places(weights=tmp_path / "noise.diffusion")
+    with pytest.raises(ConfigError, match="whose network predicts noise; expected one that predicts velocity"):
+        sdas_training.fit(data, replace(TINY, predicts="velocity"), "cpu", places)
+
+
 def test_a_checkpoint_of_other_sizes_names_the_first_tensors_that_differ():
     network = NoiseUNet(32, (1, 2), (2,), 3)
     with pytest.raises(ConfigError) as raised:
@@ -288,7 +315,9 @@ def test_files_that_are_no_models_are_refused(trained, tmp_path):
         ),
         ({"attention": (8,)}, r"--attention is \(8,\)"),
         ({"multipliers": ()}, "--attention"),
-        ({"image_size": (66, 64)}, "--image-size is 66x64; expected multiples of 4"),
+        ({"image_size": (66, 64), "patch": 1}, "--image-size is 66x64; expected multiples of 4"),
+        ({"image_size": (68, 64), "patch": 2}, "--image-size is 68x64; expected multiples of 8, for 3 levels"),
+        ({"patch": 0}, "--patch is 0"),
         ({"batch_size": 0}, "--batch-size is 0"),
         ({"classifier_batch_size": 0}, "--classifier-batch-size is 0"),
         ({"seed": -1}, "--seed is -1"),

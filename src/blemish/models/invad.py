@@ -42,22 +42,31 @@ class InvADConfig(RestoringConfig):
     depth: int = 2
     """Blocks of the decoder for each stage."""
     code_width: int = 64
-    """Channels of what the fuser makes for each stage."""
+    """Channels of what the fuser makes for the finest stage."""
+    code_growth: float = 1.0
+    """How many times as many they are for each coarser stage."""
     style_width: int = 16
     """Channels of the style maps, through which alone the decoder sees the picture."""
     up_rate: float = 1.0
     """Learning rate of the fuser's two convolutions that double the size, as a share of the others'."""
+    map_decay: float = 1.0
+    """Say of each coarser stage in the map, as a share of the one before: coarse ones tell less of where."""
     expectation_steps: int = 0
     """Steps in which a small network learns, when all else is trained, how well which place can be restored; the image
     score is then what goes beyond that. 0: the image score is the map's highest values."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("depth", "code_width", "style_width", "up_rate"):
+        for name in ("depth", "code_width", "code_growth", "style_width", "up_rate", "map_decay"):
             if not 0 < getattr(self, name) < math.inf:
                 raise bad_option(name, getattr(self, name), "more than 0")
         if self.expectation_steps < 0:
             raise bad_option("expectation_steps", self.expectation_steps, "0 (off) or more")
+
+    @property
+    def code_widths(self) -> tuple[int, ...]:
+        """Channels of the codes, finest first."""
+        return tuple(round(self.code_width * self.code_growth**number) for number in range(len(self.strides)))
 
     def coarsest(self) -> tuple[int, int]:
         """(height, width) of the coarsest feature map."""
@@ -70,18 +79,13 @@ class Network(nn.Module):
 
     def __init__(self, config: InvADConfig, channels: Sequence[int]) -> None:
         super().__init__()
-        self.fuser = Fuser(channels, config.code_width, config.up_rate)
-        self.decoder = Decoder(channels, config.coarsest(), config.depth, (config.code_width, config.style_width))
+        self.fuser = Fuser(channels, config.code_widths, config.up_rate)
+        self.decoder = Decoder(channels, config.coarsest(), config.depth, config.code_widths, config.style_width)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """The features (B, C, h, w), finest first, restored."""
-        return self.restore(features)[1]
-
-    def restore(self, features: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """The finest code (B, code_width, h, w), and the features restored."""
-        codes: list[Tensor] = self.fuser(features)
-        restored: list[Tensor] = self.decoder(codes)
-        return codes[-1], restored
+        restored: list[Tensor] = self.decoder(self.fuser(features))
+        return restored
 
 
 class InvAD(Restorer):
@@ -120,13 +124,16 @@ class InvAD(Restorer):
             precision="float32",
         ),
         "small": InvADConfig(
-            strides=(8, 16, 32),
+            strides=(4, 8, 16, 32),
+            code_width=16,
+            code_growth=2.0,  # the codes of the finest stages would cost more than all else
             loss="cosine",
-            steps=7000,
+            steps=6000,
             batch_size=4,  # many small steps: in the same time, the loss falls a third further than with 16
-            learning_rate=0.01,
+            learning_rate=0.005,
             schedule="cosine",
             clip=5.0,
+            map_decay=0.7,
             top_share=0.03,
             expectation_steps=1500,
             feature_cache="4G",
@@ -149,7 +156,8 @@ class InvAD(Restorer):
     def __init__(self, config: InvADConfig, backbone_weights: str = "default") -> None:
         super().__init__(config, backbone_weights)
         self.network = Network(config, self.backbone.channels)
-        self.expectation = Expectation(config.code_width, len(config.strides)) if config.expectation_steps else None
+        channels = sum(self.backbone.channels[:-1] or self.backbone.channels)
+        self.expectation = Expectation(channels, len(config.strides)) if config.expectation_steps else None
         self.to(memory_format=torch.channels_last)
 
     def forward(self, image: Tensor) -> Prediction[Tensor]:
@@ -160,11 +168,11 @@ class InvAD(Restorer):
         """
         padded = self.padded(image)
         features = self.see(padded)
-        code, restored = self.network.restore(features)
-        anomaly_map = self._smoothed(distance_map(features, restored, padded.shape[-2:]), image)
+        restored = self.network(features)
+        anomaly_map = self._smoothed(distance_map(features, restored, padded.shape[-2:], self.config.map_decay), image)
         judged = anomaly_map
         if self.expectation is not None:
-            beyond, _ = self.expectation(code, scale_distances(features, restored))
+            beyond, _ = self.expectation(*scale_distances(features, restored))
             judged = self._smoothed(resized(beyond.sum(1, keepdim=True), padded.shape[-2:]), image)
         return Prediction(anomaly_map, top_mean(judged, self.config.top_share))
 
@@ -195,13 +203,12 @@ class InvAD(Restorer):
             return
         expectation, network = self.expectation, self.network.eval()
 
-        def restored(batch: list[Tensor]) -> tuple[Tensor, Tensor]:
+        def distances(batch: list[Tensor]) -> tuple[Tensor, Tensor]:
             with torch.no_grad():
                 features = self._taken(batch)
-                code, made = network.restore(features)
-                return code, scale_distances(features, [feature.float() for feature in made])
+                return scale_distances(features, [feature.float() for feature in network(features)])
 
-        usual = logarithm(restored(batches(0))[1]).mean((0, 2, 3))
+        usual = logarithm(distances(batches(0))[1]).mean((0, 2, 3))
         expectation.begin(distributed.total(usual) / distributed.world_size())
         budget = TrainingConfig(
             steps=self.config.expectation_steps,
@@ -211,7 +218,7 @@ class InvAD(Restorer):
             precision=self.config.precision,
         )
         optimise(
-            lambda batch: {"expectation": expectation.loss(*restored(batch))}, expectation, batches, budget.counted(1)
+            lambda batch: {"expectation": expectation.loss(*distances(batch))}, expectation, batches, budget.counted(1)
         )
 
     def _taken(self, batch: list[Tensor]) -> list[Tensor]:
@@ -219,25 +226,40 @@ class InvAD(Restorer):
         return self._standardised([feature.to(self.device).float() for feature in batch])
 
 
-def scale_distances(features: Sequence[Tensor], restored: Sequence[Tensor]) -> Tensor:
-    """1 - cosine (B, scales, h, w) of each scale alone, at the size of the finest."""
-    finest = features[0].shape[-2:]
-    pairs = zip(features, restored, strict=True)
-    return torch.cat([resized(1 - F.cosine_similarity(*pair).unsqueeze(1), finest) for pair in pairs], dim=1)
+def scale_distances(features: Sequence[Tensor], restored: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """What the expectation wants of features (B, C, h, w) and restored ones, all at the size of the second finest.
+
+    Returns:
+        All restored features but the coarsest, of length 1 in each scale, as one map; and 1 - cosine
+        (B, scales, h, w) of each scale alone.
+    """
+    directions = [F.normalize(feature, dim=1, eps=1e-12) for feature in restored[:-1] or restored]
+    distances = [1 - F.cosine_similarity(*pair).unsqueeze(1) for pair in zip(features, restored, strict=True)]
+    if len(features) == 1:
+        return directions[0], distances[0]
+    size = features[1].shape[-2:]
+    seen, apart = (
+        torch.cat([F.avg_pool2d(maps[0], 2), *(resized(one, size) for one in maps[1:])], dim=1)
+        for maps in (directions, distances)
+    )
+    return seen, apart
 
 
-def distance_map(features: Sequence[Tensor], restored: Sequence[Tensor], size: Sequence[int]) -> Tensor:
+def distance_map(
+    features: Sequence[Tensor], restored: Sequence[Tensor], size: Sequence[int], decay: float = 1.0
+) -> Tensor:
     """1 - cosine (B, 1, *size) between features (B, C, h, w), finest first, and restored ones.
 
     All scales are brought to length 1 at each place, then to the size of the finest, and taken as one
-    long vector, so that each has the same say (section 3.4).
+    long vector, so that each has the same say (section 3.4), or the coarser ones less: `decay` to its power.
     """
     finest = features[0].shape[-2:]
     product, *norms = torch.zeros(3, features[0].shape[0], *finest, device=features[0].device)
-    for pair in zip(features, restored, strict=True):
+    for number, pair in enumerate(zip(features, restored, strict=True)):
         one, other = (resized(F.normalize(side, dim=1, eps=1e-12), finest) for side in pair)
-        product = product + (one * other).sum(1)
-        norms = [norm + side.square().sum(1) for norm, side in zip(norms, (one, other), strict=True)]
+        weight = decay**number
+        product = product + weight * (one * other).sum(1)
+        norms = [norm + weight * side.square().sum(1) for norm, side in zip(norms, (one, other), strict=True)]
     cosine = product / (norms[0] * norms[1]).sqrt().clamp(min=1e-8)
     return resized(1 - cosine.unsqueeze(1), size)
 

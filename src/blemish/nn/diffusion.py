@@ -62,11 +62,16 @@ class Steps(nn.ModuleList):
 class NoiseUNet(nn.Module):
     """The noise in a noisy image, and how sure that is, at a time and for a class.
 
-    H and W must be divisible by 2 ** (len(multipliers) - 1). A new one gives exactly 0.
+    H and W must be divisible by patch * 2 ** (len(multipliers) - 1). A new one gives exactly 0.
     """
 
     def __init__(
-        self, width: int, multipliers: Sequence[int], attention: Sequence[int], classes: int | None = None
+        self,
+        width: int,
+        multipliers: Sequence[int],
+        attention: Sequence[int],
+        classes: int | None = None,
+        patch: int = 1,
     ) -> None:
         """Builds the network.
 
@@ -76,18 +81,20 @@ class NoiseUNet(nn.Module):
             attention: The levels with attention, by the factor that they are smaller than the image;
                 their widths, and that of the last level, must be multiples of 64.
             classes: How many there are; None if the network is not told a class.
+            patch: Side of the squares whose pixels are taken as channels of one position.
         """
         super().__init__()
         self.width, embedding = width, 4 * width
+        self.patch, patches = patch, patch**2
         self.time_embed = _time_embedding(width)
         self.label_emb = None if classes is None else nn.Embedding(classes, embedding)
-        self.input_blocks, self.middle_block = _encoder(width, multipliers, attention)
+        self.input_blocks, self.middle_block = _encoder(IMAGE_CHANNELS * patches, width, multipliers, attention)
         self.output_blocks = nn.ModuleList(
             _steps(stage, embedding) for stage in up_stages(width, multipliers, attention)
         )
         last = width * multipliers[0]
         self.out = nn.Sequential(
-            GroupNorm(GROUPS, last), nn.SiLU(), zeroed(nn.Conv2d(last, 2 * IMAGE_CHANNELS, 3, padding=1))
+            GroupNorm(GROUPS, last), nn.SiLU(), zeroed(nn.Conv2d(last, 2 * IMAGE_CHANNELS * patches, 3, padding=1))
         )
 
     def forward(self, image: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor:
@@ -101,14 +108,14 @@ class NoiseUNet(nn.Module):
         embedding = self.time_embed(time_features(time, self.width))
         if self.label_emb is not None:
             embedding = embedding + self.label_emb(cast(Tensor, label))
-        feature, skips = image, []
+        feature, skips = F.pixel_unshuffle(image, self.patch), []
         for block in self.input_blocks:
             feature = block(feature, embedding)
             skips.append(feature)
         feature = self.middle_block(feature, embedding)
         for block in self.output_blocks:
             feature = block(torch.cat([feature, skips.pop()], dim=1), embedding)
-        return cast(Tensor, self.out(feature))
+        return F.pixel_shuffle(self.out(feature), self.patch)
 
 
 class NoisyClassifier(nn.Module):
@@ -123,7 +130,7 @@ class NoisyClassifier(nn.Module):
         super().__init__()
         self.width = width
         self.time_embed = _time_embedding(width)
-        self.input_blocks, self.middle_block = _encoder(width, multipliers, attention)
+        self.input_blocks, self.middle_block = _encoder(IMAGE_CHANNELS, width, multipliers, attention)
         last = width * multipliers[-1]
         self.out = nn.Sequential(GroupNorm(GROUPS, last), nn.SiLU(), AttentionPooling(last, side[0] * side[1], classes))
 
@@ -175,10 +182,12 @@ def _time_embedding(width: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, 4 * width))
 
 
-def _encoder(width: int, multipliers: Sequence[int], attention: Sequence[int]) -> tuple[nn.ModuleList, Steps]:
-    """The way down and the middle."""
+def _encoder(
+    channels: int, width: int, multipliers: Sequence[int], attention: Sequence[int]
+) -> tuple[nn.ModuleList, Steps]:
+    """The way down, of images of so many channels, and the middle."""
     stages = down_stages(width, multipliers, attention)
-    first = Steps([nn.Conv2d(IMAGE_CHANNELS, width, 3, padding=1)])
+    first = Steps([nn.Conv2d(channels, width, 3, padding=1)])
     blocks = nn.ModuleList([first, *(_steps(stage, 4 * width) for stage in stages)])
     last = stages[-1].width
     return blocks, Steps([Residual(last, last, 4 * width), Attention(last), Residual(last, last, 4 * width)])

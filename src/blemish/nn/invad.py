@@ -249,15 +249,17 @@ class Stage(nn.Module):
 class Fuser(nn.Module):
     """Makes the codes, one for each scale, of all feature maps together."""
 
-    def __init__(self, channels: Sequence[int], code_width: int = 64, up_rate: float = 1.0) -> None:
+    def __init__(self, channels: Sequence[int], code_widths: Sequence[int] | None = None, up_rate: float = 1.0) -> None:
         """Draws the weights.
 
         Args:
             channels: Of the feature maps, finest first; each map is half the size of the one before.
-            code_width: Channels of each code.
+            code_widths: Channels of each code, finest first; 64 each if not given.
             up_rate: Learning rate of the convolutions that double the size, as a share of the others'.
         """
         super().__init__()
+        widths = list(reversed(code_widths or [64] * len(channels)))
+        coarsest = widths[0]
         last = len(channels) - 1
         sides = [2 ** (last - number) for number in range(len(channels))]
         self.down = nn.ModuleList(
@@ -265,19 +267,16 @@ class Fuser(nn.Module):
             for wide, side in zip(channels, sides, strict=True)
         )
         self.join = nn.Sequential(
-            nn.Conv2d(sum(channels), code_width, 1, bias=False), BatchNorm2d(code_width, eps=1e-6), nn.ReLU()
+            nn.Conv2d(sum(channels), coarsest, 1, bias=False), BatchNorm2d(coarsest, eps=1e-6), nn.ReLU()
         )
-        self.bottleneck = bottleneck(code_width, code_width // 4, code_width)
+        self.bottleneck = bottleneck(coarsest, coarsest // 4, coarsest)
         self.codes = nn.ModuleList(
-            Activated(
-                UpConv(code_width, code_width).slowed(up_rate) if number else EqualConv(code_width, code_width),
-                EqualConv(code_width, code_width),
-            )
-            for number in range(len(channels))
+            Activated(UpConv(before, wide).slowed(up_rate) if number else EqualConv(wide, wide), EqualConv(wide, wide))
+            for number, (before, wide) in enumerate(zip([coarsest, *widths], widths, strict=False))
         )
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """Codes (B, code_width, h, w), coarsest first, of the sizes of the features (finest first)."""
+        """Codes (B, C, h, w), coarsest first, of the sizes of the features (finest first)."""
         small = [down(feature) for down, feature in zip(self.down, features, strict=True)]
         code = self.bottleneck(self.join(torch.cat(small, dim=1)))
         codes: list[Tensor] = []
@@ -291,7 +290,7 @@ class Decoder(Prepared):
     """Restores the feature maps from a learned constant, styled by the codes."""
 
     def __init__(
-        self, channels: Sequence[int], size: tuple[int, int], depth: int, style_widths: tuple[int, int]
+        self, channels: Sequence[int], size: tuple[int, int], depth: int, code_widths: Sequence[int], style_width: int
     ) -> None:
         """Draws the weights.
 
@@ -299,15 +298,15 @@ class Decoder(Prepared):
             channels: Of the feature maps, finest first.
             size: (height, width) of the coarsest.
             depth: Blocks for each scale.
-            style_widths: Channels of the codes and of the style maps.
+            code_widths: Channels of each code, finest first.
+            style_width: Channels of the style maps.
         """
         super().__init__()
-        code_width, style_width = style_widths
         coarsest = channels[-1]
         self.constant = nn.Parameter(torch.randn(1, coarsest, *size))
         self.first = Activated(EqualConv(coarsest, coarsest))
         self.styles = nn.ModuleList(
-            Activated(EqualConv(code_width, code_width), EqualConv(code_width, style_width)) for _ in channels
+            Activated(EqualConv(wide, wide), EqualConv(wide, style_width)) for wide in reversed(code_widths)
         )
         widths = list(reversed(channels))
         self.stages = nn.ModuleList(
@@ -329,37 +328,38 @@ class Decoder(Prepared):
 
 
 class Expectation(nn.Module):
-    """How far restored features usually are from those seen, at each place and scale, as the finest code lets expect.
+    """How far restored features usually are from those seen, at each place and scale, as they themselves let expect.
 
     What is rich in detail is never restored well; only what goes beyond the usual says something of a picture.
-    Distances are taken as log-normal. Ours, not the paper's.
+    Distances are taken as log-normal. Restored features show what belongs there, and little of what is damaged.
+    Ours, not the paper's.
     """
 
-    def __init__(self, code_width: int, scales: int, width: int = 64) -> None:
+    def __init__(self, channels: int, scales: int, width: int = 64) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            BatchNorm2d(code_width, affine=False),
-            nn.Conv2d(code_width, width, 3, padding=1),
+            BatchNorm2d(channels, affine=False),
+            nn.Conv2d(channels, width, 3, padding=1),
             nn.LeakyReLU(SLOPE),
             nn.Conv2d(width, width, 3, padding=1),
             nn.LeakyReLU(SLOPE),
             nn.Conv2d(width, 2 * scales, 1),
         )
 
-    def forward(self, code: Tensor, distances: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, restored: Tensor, distances: Tensor) -> tuple[Tensor, Tensor]:
         """What goes beyond the usual, in its deviations, and the log of its variance: both (B, scales, h, w).
 
         Args:
-            code: The finest (B, code_width, h, w).
+            restored: Feature maps of several scales (B, channels, h, w), of length 1 in each.
             distances: 1 - cosine (B, scales, h, w) between features and restored features.
         """
-        usual, variance = self.layers(code).float().chunk(2, dim=1)
+        usual, variance = self.layers(restored).float().chunk(2, dim=1)
         variance = variance.clamp(-4.0, 3.0)  # no place is so sure, or so unsure, that others stop to count
         return (logarithm(distances) - usual) * torch.exp(-variance / 2), variance
 
-    def loss(self, code: Tensor, distances: Tensor) -> Tensor:
+    def loss(self, restored: Tensor, distances: Tensor) -> Tensor:
         """The negative log-likelihood of these distances, less what is constant."""
-        beyond, variance = self(code, distances)
+        beyond, variance = self(restored, distances)
         found: Tensor = (beyond.square() + variance).mean() / 2
         return found
 

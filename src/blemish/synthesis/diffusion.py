@@ -208,6 +208,12 @@ def noise_of(schedule: NoiseSchedule, step: Tensor, x: Tensor, x0: Tensor) -> Te
     return (at((1 / kept).sqrt(), step) * x - x0) / at((1 / kept - 1).sqrt(), step)
 
 
+def noise_of_velocity(schedule: NoiseSchedule, step: Tensor, x: Tensor, velocity: Tensor) -> Tensor:
+    """The noise in x, of which a network says √ᾱ noise - √(1 - ᾱ) image (arXiv 2202.00512, section 4)."""
+    kept = schedule.alphas_cumprod
+    return at((1 - kept).sqrt(), step) * x + at(kept.sqrt(), step) * velocity
+
+
 def guided(found: Estimate, gradient: Tensor) -> Estimate:
     """The estimate moved to where a classifier is surer (arXiv 2105.05233, algorithm 1).
 

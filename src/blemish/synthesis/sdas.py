@@ -10,8 +10,9 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from blemish.files import replacing
 from blemish.images import Picture
 from blemish.nn.diffusion import NoiseUNet, NoisyClassifier
 from blemish.nn.unet import GROUPS, HEAD_WIDTH, GroupNorm
+from blemish.synthesis.diffusion import NoiseSchedule, noise_of_velocity, noise_schedule
 from blemish.synthesis.samplers import Denoiser
 from blemish.training import Precision, TrainingConfig, autocast, choose_device, choose_precision
 from blemish.types import Intensity
@@ -43,12 +45,17 @@ class DiffusionConfig(TrainingConfig):
 
     image_size: tuple[int, int] = (64, 64)
     """Height and width of the pictures that it makes."""
+    predicts: Literal["noise", "velocity"] = "noise"
+    """What the U-Net says of a noisy picture: its noise, or √ᾱ noise - √(1 - ᾱ) picture, which is as hard to tell at
+    all times, so that shapes and brightness are learned sooner."""
+    patch: int = 1
+    """Side of the squares of pixels that the U-Net takes as one position: with 2, it has a quarter of the work."""
     width: int = 32
     """Channels of the U-Net at full size, a multiple of 32."""
     multipliers: tuple[int, ...] = (1, 2, 4)
     """Its width at each level, in multiples; each level halves the size."""
     attention: tuple[int, ...] = (4,)
-    """Its levels with attention, by the factor that they are smaller; 64 channels a head."""
+    """Its levels with attention, by the factor that they are smaller than the first; 64 channels a head."""
     groups: int = 8
     """Groups of each group normalisation, a divisor of 32. Groups of one channel each know nothing of the mean, so
     that pictures come out too bright, too dark or tinted: at least two channels, better four, to each."""
@@ -72,12 +79,16 @@ class DiffusionConfig(TrainingConfig):
         levels = [2**level for level in range(len(self.multipliers))]
         if not levels or not set(self.attention) <= set(levels):
             raise bad_option("attention", self.attention, f"factors among {levels}, one a level")
+        if self.patch < 1:
+            raise bad_option("patch", self.patch, "1 (each pixel for itself) or more")
         if self.groups < 1 or GROUPS % self.groups:
             raise bad_option("groups", self.groups, f"a divisor of {GROUPS}")
-        if any(side < levels[-1] or side % levels[-1] for side in self.image_size):
+        unit = self.patch * levels[-1]
+        if any(side < unit or side % unit for side in self.image_size):
             height, width = self.image_size
             raise ConfigError(
-                f"--image-size is {height}x{width}; expected multiples of {levels[-1]} for {levels} levels."
+                f"--image-size is {height}x{width}; expected multiples of {unit}, for {len(levels)} levels and patches "
+                f"of {self.patch}."
             )
         # The middle always attends.
         attending = {*self.attention, levels[-1]}
@@ -117,7 +128,19 @@ PRESETS: dict[str, DiffusionConfig] = {
         evaluations=100,
         seed=100,
     ),
-    "small": DiffusionConfig(minutes=45, learning_rate=1e-3, schedule="cosine", clip=1.0, average=0.999),
+    "small": DiffusionConfig(
+        predicts="velocity",
+        patch=2,
+        width=64,
+        multipliers=(1, 2),
+        attention=(2,),
+        batch_size=8,
+        minutes=45,
+        learning_rate=1e-3,
+        schedule="cosine",
+        clip=1.0,
+        average=0.999,
+    ),
     "tiny": DiffusionConfig(
         image_size=(32, 32),
         multipliers=(1, 2),
@@ -161,7 +184,7 @@ class DiffusionModel(nn.Module):
         super().__init__()
         config, classes = known.config, len(known.categories)
         self.known = known
-        self.network = NoiseUNet(config.width, config.multipliers, config.attention, classes)
+        self.network = NoiseUNet(config.width, config.multipliers, config.attention, classes, config.patch)
         halvings = 2 ** (len(config.multipliers) - 1)
         side = config.image_size[0] // halvings, config.image_size[1] // halvings
         self.classifier = None
@@ -173,6 +196,14 @@ class DiffusionModel(nn.Module):
             if isinstance(module, GroupNorm):
                 module.num_groups = config.groups
         self.to(memory_format=torch.channels_last)
+
+    def forward(self, x: Tensor, time: Tensor, label: Tensor) -> Tensor:
+        """(B, 6, H, W): the noise that the U-Net sees in x, and how sure that is; see `NoiseUNet`."""
+        output: Tensor = self.network(x, time, label)
+        if self.known.config.predicts == "noise":
+            return output
+        velocity, share = output.float().chunk(2, dim=1)
+        return torch.cat([noise_of_velocity(_process(x.device), time, x, velocity), share], dim=1)
 
     @property
     def device(self) -> torch.device:
@@ -198,7 +229,7 @@ class DiffusionModel(nn.Module):
 
         def output(x: Tensor, time: Tensor) -> Tensor:
             with autocast(self.device, kind):
-                found: Tensor = self.network(x, time[:1], labels)
+                found: Tensor = self(x, time[:1], labels)
             return found
 
         if not guidance:
@@ -219,6 +250,12 @@ class DiffusionModel(nn.Module):
                 return guidance * torch.autograd.grad(chosen, image)[0]
 
         return Denoiser(output, gradient)
+
+
+@cache
+def _process(device: torch.device) -> NoiseSchedule:
+    with torch.inference_mode(mode=False):  # what is kept may be used in a training, too
+        return noise_schedule().to(device)
 
 
 def to_image(pictures: Tensor) -> Tensor:

@@ -20,7 +20,17 @@ from blemish.errors import ConfigError
 from blemish.reading import digest
 from blemish.synthesis.diffusion import TIMES, classifier_loss, diffused, losses, noise_schedule
 from blemish.synthesis.pictures import TRAIN, VALIDATE, Pictures, read_groups
-from blemish.synthesis.sdas import DiffusionConfig, DiffusionModel, Known, hash_of, read_checkpoint, take_over, to_image
+from blemish.synthesis.sdas import (
+    SUFFIX,
+    DiffusionConfig,
+    DiffusionModel,
+    Known,
+    hash_of,
+    read_checkpoint,
+    read_known,
+    take_over,
+    to_image,
+)
 from blemish.training import Unfinished, autocast, choose_device, choose_precision, generator, optimise
 from blemish.types import Failure, Outcome, Preprocessing
 
@@ -142,8 +152,10 @@ def _train(
 
     def loss(batch: Noisy) -> dict[str, Tensor]:
         image, label, time, noise = batch.to(model.device)
-        output = model.network(diffused(schedule, time, image, noise), time, label)
+        output = model(diffused(schedule, time, image, noise), time, label)
         squared, bits = losses(schedule, time, image, noise, output)
+        if config.predicts == "velocity":  # the error of the noise is √ᾱ times that of the velocity
+            squared = squared / schedule.alphas_cumprod[time].float()
         return {"noise": squared.mean(), "variance": bits.mean()}
 
     def validate() -> float:
@@ -218,5 +230,11 @@ def _begin(model: DiffusionModel, places: Places) -> list[str]:
         if file is not None:
             if network is None:
                 raise ConfigError(f"{option} is {file}, but no classifier is trained; see --classifier-steps.")
+            said = read_known(file).config.predicts if file.suffix == SUFFIX and file.is_file() else "noise"
+            if network is model.network and said != model.known.config.predicts:
+                raise ConfigError(
+                    f"{option} is {file}, whose network predicts {said}; expected one that predicts "
+                    f"{model.known.config.predicts}, or --predicts {said}."
+                )
             reports.append(take_over(network, read_checkpoint(file, option), str(file)))
     return reports
