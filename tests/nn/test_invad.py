@@ -230,7 +230,7 @@ def test_parts_multiply_as_often_as_those_of_the_paper(variant, fuser, decoder, 
 
 
 def test_an_expectation_learns_the_mean_and_spread_of_log_distances():
-    """Places of two kinds, told apart by the code alone: what is learned is the distribution of each."""
+    """Places of two kinds, told apart by what is restored alone: what is learned is the distribution of each."""
     torch.manual_seed(0)
     expectation = Expectation(4, 1)
     expectation.begin(torch.tensor([-2.0]))

@@ -92,7 +92,6 @@ class InvAD(Restorer):
     """The detector; see the module's docstring."""
 
     config: InvADConfig
-    network: Network
     # What can't be restored is a small difference of features: 8 bit in the backbone add three times as much to it
     # as in all else, and save least time.
     sensitive: ClassVar[tuple[str, ...]] = ("backbone", "expectation")

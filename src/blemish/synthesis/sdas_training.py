@@ -230,11 +230,12 @@ def _begin(model: DiffusionModel, places: Places) -> list[str]:
         if file is not None:
             if network is None:
                 raise ConfigError(f"{option} is {file}, but no classifier is trained; see --classifier-steps.")
-            said = read_known(file).config.predicts if file.suffix == SUFFIX and file.is_file() else "noise"
-            if network is model.network and said != model.known.config.predicts:
-                raise ConfigError(
-                    f"{option} is {file}, whose network predicts {said}; expected one that predicts "
-                    f"{model.known.config.predicts}, or --predicts {said}."
-                )
             reports.append(take_over(network, read_checkpoint(file, option), str(file)))
+    if (file := places.weights) is not None:
+        said = read_known(file).config.predicts if file.suffix == SUFFIX else "noise"
+        if said != model.known.config.predicts:
+            raise ConfigError(
+                f"--weights is {file}, whose network predicts {said}; expected one that predicts "
+                f"{model.known.config.predicts}, or --predicts {said}."
+            )
     return reports
